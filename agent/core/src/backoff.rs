@@ -1,0 +1,44 @@
+//! How long to wait before trying again: one policy value, applied in one place.
+
+use std::time::Duration;
+
+/// Exponential backoff with full jitter (the waiting time is uniform between `min` and the
+/// current ceiling), which spreads machines that failed together. Source: M. Brooker,
+/// "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// The shortest wait, and the first ceiling.
+    pub min: Duration,
+    /// The ceiling that doubling ends at.
+    pub max: Duration,
+}
+
+impl Backoff {
+    /// The wait before attempt `attempt` (0: the first retry). `random` is uniform over all values.
+    pub fn delay(&self, attempt: u32, random: u64) -> Duration {
+        let doubled = self.min.saturating_mul(2u32.saturating_pow(attempt.min(31)));
+        let ceiling = doubled.clamp(self.min, self.max.max(self.min));
+        let span = u64::try_from((ceiling - self.min).as_nanos()).unwrap_or(u64::MAX);
+        let jitter = if span == 0 { 0 } else { random % span.saturating_add(1).max(1) };
+        self.min + Duration::from_nanos(jitter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_delay_lies_between_min_and_the_doubled_ceiling(attempt: u32, random: u64) {
+            let policy = Backoff { min: Duration::from_millis(200), max: Duration::from_secs(60) };
+            let delay = policy.delay(attempt, random);
+            prop_assert!(delay >= policy.min && delay <= policy.max);
+            if attempt < 4 {
+                prop_assert!(delay <= policy.min * 2u32.pow(attempt));
+            }
+        }
+    }
+}

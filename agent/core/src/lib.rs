@@ -1,0 +1,12 @@
+//! What Branchline decides, sans-IO: planning of transfers, retry policy, wire messages.
+//!
+//! Nothing here reads the clock, draws a random number, opens a socket or a file: time and
+//! randomness come in as arguments, effects go out as data.
+
+pub mod backoff;
+mod peer;
+mod segments;
+pub mod wire;
+
+pub use peer::{ParsePeerIdError, PeerId};
+pub use segments::{SegmentRange, SegmentSet};

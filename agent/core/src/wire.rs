@@ -1,0 +1,1 @@
+//! The messages of the exchange protocol `branchline/1`; see `docs/exchange.md`.
