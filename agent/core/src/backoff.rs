@@ -16,10 +16,16 @@ pub struct Backoff {
 impl Backoff {
     /// The wait before attempt `attempt` (0: the first retry). `random` is uniform over all values.
     pub fn delay(&self, attempt: u32, random: u64) -> Duration {
-        let doubled = self.min.saturating_mul(2u32.saturating_pow(attempt.min(31)));
+        let doubled = self
+            .min
+            .saturating_mul(2u32.saturating_pow(attempt.min(31)));
         let ceiling = doubled.clamp(self.min, self.max.max(self.min));
         let span = u64::try_from((ceiling - self.min).as_nanos()).unwrap_or(u64::MAX);
-        let jitter = if span == 0 { 0 } else { random % span.saturating_add(1).max(1) };
+        let jitter = if span == 0 {
+            0
+        } else {
+            random % span.saturating_add(1).max(1)
+        };
         self.min + Duration::from_nanos(jitter)
     }
 }

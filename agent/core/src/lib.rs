@@ -5,6 +5,7 @@
 
 pub mod backoff;
 mod peer;
+pub mod planner;
 mod segments;
 pub mod wire;
 

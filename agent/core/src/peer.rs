@@ -64,7 +64,9 @@ impl FromStr for PeerId {
     type Err = ParsePeerIdError;
 
     fn from_str(text: &str) -> Result<Self, ParsePeerIdError> {
-        let bytes = bs58::decode(text).into_vec().map_err(|_| ParsePeerIdError)?;
+        let bytes = bs58::decode(text)
+            .into_vec()
+            .map_err(|_| ParsePeerIdError)?;
         Self::from_libp2p_bytes(&bytes)
     }
 }

@@ -15,7 +15,10 @@ impl SegmentRange {
     /// `count` segments from `first` on; `None` when that is empty or runs past the last index.
     pub fn new(first: SegmentIndex, count: u32) -> Option<Self> {
         let last = first.0.checked_add(count.checked_sub(1)?)?;
-        (last < u32::MAX).then_some(Self { first: first.0, count })
+        (last < u32::MAX).then_some(Self {
+            first: first.0,
+            count,
+        })
     }
 
     /// One segment.
@@ -23,8 +26,14 @@ impl SegmentRange {
     /// # Panics
     /// For the index `u32::MAX`, which no manifest can have.
     pub fn one(index: SegmentIndex) -> Self {
-        assert!(index.0 < u32::MAX, "a manifest has fewer than u32::MAX segments");
-        Self { first: index.0, count: 1 }
+        assert!(
+            index.0 < u32::MAX,
+            "a manifest has fewer than u32::MAX segments"
+        );
+        Self {
+            first: index.0,
+            count: 1,
+        }
     }
 
     /// The first segment.
@@ -70,16 +79,16 @@ pub struct SegmentSet {
 impl SegmentSet {
     /// No segment of `size`.
     pub fn empty(size: u32) -> Self {
-        Self { size, members: 0, words: vec![0; size.div_ceil(64) as usize] }
+        Self {
+            size,
+            members: 0,
+            words: vec![0; size.div_ceil(64) as usize],
+        }
     }
 
     /// All `size` segments.
     pub fn full(size: u32) -> Self {
-        let mut set = Self::empty(size);
-        for index in 0..size {
-            set.insert(SegmentIndex(index));
-        }
-        set
+        Self::empty(size).complement()
     }
 
     /// How many segments the content has.
@@ -126,6 +135,52 @@ impl SegmentSet {
             self.members -= 1;
         }
         there
+    }
+
+    /// Adds the members of another set of the same size.
+    ///
+    /// # Panics
+    /// When the sizes differ: they belong to different contents.
+    pub fn unite(&mut self, other: &Self) {
+        assert_eq!(self.size, other.size, "sets of one content");
+        for (word, more) in self.words.iter_mut().zip(&other.words) {
+            *word |= more;
+        }
+        self.members = self.words.iter().map(|word| word.count_ones()).sum();
+    }
+
+    /// All segments that are not in this set.
+    pub fn complement(&self) -> Self {
+        let mut words: Vec<u64> = self.words.iter().map(|word| !word).collect();
+        if let Some(last) = words.last_mut() {
+            *last &= u64::MAX >> ((64 - self.size % 64) % 64);
+        }
+        Self {
+            size: self.size,
+            members: self.size - self.members,
+            words,
+        }
+    }
+
+    /// The first member that is in `other`, too.
+    pub fn first_also_in(&self, other: &Self) -> Option<SegmentIndex> {
+        self.first_by(other, |mine, theirs| mine & theirs)
+    }
+
+    /// The first member that is not in `other`.
+    pub fn first_not_in(&self, other: &Self) -> Option<SegmentIndex> {
+        self.first_by(other, |mine, theirs| mine & !theirs)
+    }
+
+    fn first_by(&self, other: &Self, choose: fn(u64, u64) -> u64) -> Option<SegmentIndex> {
+        self.words
+            .iter()
+            .zip(&other.words)
+            .zip(0u32..)
+            .find_map(|((mine, theirs), at)| {
+                let chosen = choose(*mine, *theirs);
+                (chosen != 0).then(|| SegmentIndex(at * 64 + chosen.trailing_zeros()))
+            })
     }
 
     /// The members, in order.
@@ -191,6 +246,15 @@ mod tests {
                 set.iter().map(|i| i.0).collect::<Vec<_>>(),
                 twin.iter().copied().collect::<Vec<_>>()
             );
+            let missing: Vec<u32> = (0..size).filter(|index| !twin.contains(index)).collect();
+            let complement = set.complement();
+            prop_assert_eq!(complement.len() as usize, missing.len());
+            prop_assert_eq!(complement.iter().map(|i| i.0).collect::<Vec<_>>(), missing);
+            prop_assert_eq!(set.first_also_in(&complement), None);
+            prop_assert_eq!(set.first_not_in(&complement).map(|i| i.0), twin.first().copied());
+            let mut all = set.clone();
+            all.unite(&complement);
+            prop_assert!(all.is_full());
             let from_ranges: Vec<u32> =
                 set.ranges().flat_map(|r| r.iter().map(|i| i.0).collect::<Vec<_>>()).collect();
             prop_assert_eq!(from_ranges, twin.into_iter().collect::<Vec<_>>());

@@ -1,1 +1,182 @@
-//! The messages of the exchange protocol `branchline/1`; see `docs/exchange.md`.
+//! The messages of the exchange protocol `branchline/1`; `docs/exchange.md` has them byte by byte.
+//!
+//! Decoders are total: every sequence of bytes is a message, the beginning of one, or a
+//! [`WireError`]. None allocates more than what has arrived. What follows a [`ResponderMessage::Segment`] or a
+//! [`ResponderMessage::Manifest`] on the stream (raw bytes) is not read here.
+
+mod codec;
+mod have;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::time::Duration;
+
+use branchline_hashing::{SegmentIndex, SwarmId};
+
+use crate::SegmentRange;
+
+pub use codec::WireError;
+pub use have::Have;
+
+/// The protocol's name in TLS (RFC 7301). A change that older agents cannot read gets another one.
+pub const ALPN: &[u8] = b"branchline/1";
+
+/// Label of the TLS exporter (RFC 8446, section 7.5) that binds join proofs to one session. Its
+/// context is the 32 bytes of the swarm id.
+pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-branchline-join-1";
+
+/// The longest segment that can travel: far above any sensible maximum of the segmenter, small
+/// enough that a few of them in memory are no harm.
+pub const MAX_SEGMENT_BYTES: u32 = 16 << 20;
+
+/// The most segments in one request: longer ones are split by the requester.
+pub const MAX_REQUEST_SEGMENTS: u32 = 1024;
+
+/// The most segments a bitmap can speak of: 2 MiB of bits.
+pub const MAX_BITMAP_SEGMENTS: u32 = 1 << 24;
+
+/// The most ranges a list of ranges can have: 512 KiB. A responder that has more says less.
+pub const MAX_HAVE_RANGES: u32 = 1 << 16;
+
+/// No message is longer: type, proof and the largest bitmap.
+pub const MAX_MESSAGE_BYTES: usize = 1 + 32 + 9 + (MAX_BITMAP_SEGMENTS as usize) / 8;
+
+/// Shows knowledge of a `ContentKey`, for one TLS session and one side of it. Compare in constant time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct JoinProof(pub [u8; 32]);
+
+impl fmt::Debug for JoinProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JoinProof(..)")
+    }
+}
+
+/// A message that can be read from a stream's bytes.
+pub trait WireMessage: Sized {
+    /// Reads the message that `bytes` begins with.
+    ///
+    /// # Errors
+    /// [`WireError`] when no continuation could make it a message of this version.
+    fn decode(bytes: &[u8]) -> Result<Decoded<Self>, WireError>;
+
+    /// Appends the message's bytes.
+    fn encode(&self, out: &mut Vec<u8>);
+
+    /// The message's bytes.
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.encode(&mut out);
+        out
+    }
+}
+
+/// What some bytes begin with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decoded<M> {
+    /// A whole message.
+    Message {
+        /// The message.
+        message: M,
+        /// How many bytes it took.
+        length: usize,
+    },
+    /// The beginning of one.
+    Incomplete {
+        /// How long the message is at least: more than there was, at most [`MAX_MESSAGE_BYTES`].
+        needs: usize,
+    },
+}
+
+/// What the side that dialled says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequesterMessage {
+    /// The first message of each stream, and only there.
+    Join {
+        /// The content, blinded.
+        swarm: SwarmId,
+        /// That the requester knows its key.
+        proof: JoinProof,
+    },
+    /// Asks for segments, answered in order. At most [`MAX_REQUEST_SEGMENTS`].
+    Request(SegmentRange),
+    /// Asks for the manifest.
+    ManifestRequest,
+    /// Asks for what the responder has by now.
+    HaveRequest,
+}
+
+/// What the side that accepted says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ResponderMessage {
+    /// The requester's proof was right.
+    Joined {
+        /// That the responder knows the key too.
+        proof: JoinProof,
+        /// What it has.
+        have: Have,
+    },
+    /// No such content, or a wrong proof: nobody can tell which.
+    Unknown,
+    /// Too much to do for a join or a manifest.
+    Busy {
+        /// When to try again; whole milliseconds travel.
+        retry_after: Duration,
+    },
+    /// `length` raw bytes follow.
+    Segment {
+        /// Which.
+        index: SegmentIndex,
+        /// How long, at most [`MAX_SEGMENT_BYTES`].
+        length: u32,
+    },
+    /// The responder does not have this segment, or not any more.
+    Absent {
+        /// Which.
+        index: SegmentIndex,
+    },
+    /// Too much to do for this request: none of it will come.
+    RangeBusy {
+        /// The whole request.
+        range: SegmentRange,
+        /// When to try again; whole milliseconds travel.
+        retry_after: Duration,
+    },
+    /// `length` raw bytes follow: the manifest as published, head and body.
+    Manifest {
+        /// How long.
+        length: u32,
+    },
+    /// The responder holds the content without a manifest.
+    NoManifest,
+    /// What the responder has by now.
+    Have(Have),
+}
+
+/// Why a side closed the connection: QUIC application error codes (RFC 9000, section 20.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CloseCode {
+    /// Nothing more to do.
+    Done,
+    /// The agent stops.
+    ShuttingDown,
+    /// The requester's bytes were no message, or one out of place.
+    ProtocolViolation,
+    /// The responder sent what was not asked for or is not what the manifest says.
+    Misbehaved,
+    /// More connections than the responder gives one peer.
+    TooManyConnections,
+}
+
+impl CloseCode {
+    /// The number that travels.
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Done => 0,
+            Self::ShuttingDown => 1,
+            Self::ProtocolViolation => 2,
+            Self::Misbehaved => 3,
+            Self::TooManyConnections => 4,
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The planner against simulated peers and origins, on virtual time.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SEGMENT_BYTES: u32 = 64 << 10;
+
+fn lengths(count: u32) -> Arc<[u32]> {
+    vec![SEGMENT_BYTES; count as usize].into()
+}
+
+fn peer(number: u8) -> PeerId {
+    PeerId::from_public_key([number; 32])
+}
+
+fn new_planner(now: Instant, count: u32, joining: u32, origin: OriginAccess) -> Planner {
+    Planner::new(
+        now,
+        lengths(count),
+        SegmentSet::empty(count),
+        joining,
+        origin,
+    )
+}
+
+fn drain(planner: &mut Planner) -> Vec<Action> {
+    std::iter::from_fn(|| planner.poll_action()).collect()
+}
+
+#[test]
+fn without_peers_the_origin_is_asked_at_once() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 0, OriginAccess::Ranges);
+    let all = SegmentRange::new(SegmentIndex(0), 10).expect("ten segments");
+    assert_eq!(drain(&mut planner), [Action::FetchFromOrigin { run: all }]);
+}
+
+#[test]
+fn the_origin_waits_for_peers_to_answer_but_no_longer_than_the_grace() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 2, OriginAccess::Ranges);
+    planner.handle_not_joined(now);
+    assert_eq!(drain(&mut planner), []);
+    let deadline = planner.next_deadline().expect("a deadline");
+    assert_eq!(deadline.at, now + JOIN_GRACE);
+    planner.handle_timeout(deadline.at);
+    assert!(matches!(
+        drain(&mut planner)[..],
+        [Action::FetchFromOrigin { .. }]
+    ));
+}
+
+#[test]
+fn what_a_peer_holds_comes_from_the_peer_and_only_the_rest_from_the_origin() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 1, OriginAccess::Ranges);
+    let mut have = SegmentSet::empty(10);
+    (0..6).for_each(|i| assert!(have.insert(SegmentIndex(i))));
+    planner.handle_joined(now, peer(1), have);
+    let range = |first, count| SegmentRange::new(SegmentIndex(first), count).expect("a range");
+    assert_eq!(
+        drain(&mut planner),
+        [
+            Action::Request {
+                peer: peer(1),
+                range: range(0, 6)
+            },
+            Action::FetchFromOrigin { run: range(6, 4) },
+        ]
+    );
+}
+
+#[test]
+fn a_run_in_flight_at_the_origin_is_taken_back_when_a_peer_turns_up_that_holds_it() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 0, OriginAccess::Ranges);
+    let run = SegmentRange::new(SegmentIndex(0), 10).expect("ten segments");
+    drain(&mut planner);
+    planner.handle_stored(now, Source::Origin, SegmentIndex(0));
+    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    let rest = SegmentRange::new(SegmentIndex(1), 9).expect("nine segments");
+    assert_eq!(
+        drain(&mut planner),
+        [
+            Action::CancelOrigin { run },
+            Action::Request {
+                peer: peer(1),
+                range: rest
+            }
+        ]
+    );
+}
+
+#[test]
+fn a_liar_is_dropped_at_once_and_never_asked_again() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 1, OriginAccess::Ranges);
+    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    drain(&mut planner);
+    planner.handle_bad_segment(now, peer(1));
+    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    let actions = drain(&mut planner);
+    assert_eq!(
+        actions[0],
+        Action::DropPeer {
+            peer: peer(1),
+            reason: DropReason::Lied
+        }
+    );
+    assert!(matches!(actions[1..], [Action::FetchFromOrigin { .. }]));
+}
+
+#[test]
+fn a_silent_peer_loses_its_requests_to_another() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 2, OriginAccess::Ranges);
+    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    drain(&mut planner);
+    planner.handle_joined(now, peer(2), SegmentSet::full(10));
+    let deadline = planner.next_deadline().expect("a deadline");
+    planner.handle_timeout(deadline.at);
+    let actions = drain(&mut planner);
+    assert!(matches!(actions[0], Action::Cancel { peer: p, .. } if p == peer(1)));
+    assert!(matches!(actions[1], Action::Request { peer: p, .. } if p == peer(2)));
+}
+
+#[test]
+fn with_the_origin_closed_and_nobody_left_it_says_that_it_is_stuck() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 1, OriginAccess::Closed);
+    assert!(!planner.is_stuck(now));
+    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    drain(&mut planner);
+    assert!(!planner.is_stuck(now));
+    planner.handle_left(now, peer(1));
+    assert!(planner.is_stuck(now));
+}
+
+/// How a simulated peer behaves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Nature {
+    Good,
+    Slow,
+    Silent,
+    Lies,
+    Forgets,
+    Busy,
+    Leaves,
+}
+
+/// A branch of simulated peers around a planner: each owes a queue of segments and answers one a
+/// step, in its own way.
+struct Branch {
+    now: Instant,
+    planner: Planner,
+    natures: BTreeMap<PeerId, Nature>,
+    owed: BTreeMap<PeerId, VecDeque<SegmentIndex>>,
+    runs: Vec<(SegmentRange, u32)>,
+    asked_of_origin: u32,
+}
+
+impl Branch {
+    fn apply(&mut self, action: Action) {
+        match action {
+            Action::Request { peer, range } => {
+                let queue = self.owed.get_mut(&peer).expect("only members are asked");
+                queue.extend(range.iter());
+            }
+            Action::Cancel { peer, range } => {
+                if let Some(queue) = self.owed.get_mut(&peer) {
+                    queue.retain(|index| !range.contains(*index));
+                }
+            }
+            Action::DropPeer { peer, .. } => {
+                self.owed.remove(&peer);
+            }
+            Action::FetchFromOrigin { run } => {
+                assert!(
+                    self.runs.iter().all(|(other, _)| *other != run),
+                    "asked twice at once"
+                );
+                self.asked_of_origin += run.count();
+                self.runs.push((run, 0));
+            }
+            Action::CancelOrigin { run } => self.runs.retain(|(other, _)| *other != run),
+        }
+    }
+
+    fn step(&mut self, step: u32) {
+        self.now += Duration::from_millis(20);
+        for (id, nature) in self.natures.clone() {
+            self.step_peer(step, id, nature);
+        }
+        self.step_origin();
+        if self
+            .planner
+            .next_deadline()
+            .is_some_and(|deadline| deadline.at <= self.now)
+        {
+            self.planner.handle_timeout(self.now);
+        }
+        while let Some(action) = self.planner.poll_action() {
+            self.apply(action);
+        }
+    }
+
+    fn step_peer(&mut self, step: u32, id: PeerId, nature: Nature) {
+        let Some(queue) = self.owed.get_mut(&id) else {
+            return;
+        };
+        let pause = match nature {
+            Nature::Good | Nature::Lies | Nature::Forgets | Nature::Busy | Nature::Leaves => 1,
+            Nature::Slow => 30,
+            Nature::Silent => u32::MAX,
+        };
+        if !step.is_multiple_of(pause) {
+            return;
+        }
+        let Some(index) = queue.pop_front() else {
+            return;
+        };
+        let odd = index.0 % 7 == 3;
+        match nature {
+            Nature::Lies if odd => self.planner.handle_bad_segment(self.now, id),
+            Nature::Forgets if odd => self.planner.handle_absent(self.now, id, index),
+            Nature::Busy if odd => {
+                let range = SegmentRange::one(index);
+                self.planner
+                    .handle_busy(self.now, id, range, Duration::from_secs(1));
+            }
+            Nature::Leaves if odd => {
+                self.owed.remove(&id);
+                self.planner.handle_left(self.now, id);
+            }
+            Nature::Good | Nature::Slow | Nature::Silent => self.stored(Source::Peer(id), index),
+            Nature::Lies | Nature::Forgets | Nature::Busy | Nature::Leaves => {
+                self.stored(Source::Peer(id), index);
+            }
+        }
+    }
+
+    fn step_origin(&mut self) {
+        let Some((run, come)) = self.runs.first().copied() else {
+            return;
+        };
+        if come == run.count() {
+            self.runs.remove(0);
+            return self.planner.handle_origin_run_ended(self.now, run);
+        }
+        self.runs[0].1 += 1;
+        self.stored(Source::Origin, SegmentIndex(run.first().0 + come));
+    }
+
+    fn stored(&mut self, source: Source, index: SegmentIndex) {
+        self.planner.handle_stored(self.now, source, index);
+    }
+}
+
+fn natures() -> impl Strategy<Value = Vec<Nature>> {
+    let nature = prop_oneof![
+        Just(Nature::Good),
+        Just(Nature::Slow),
+        Just(Nature::Silent),
+        Just(Nature::Lies),
+        Just(Nature::Forgets),
+        Just(Nature::Busy),
+        Just(Nature::Leaves),
+    ];
+    prop::collection::vec(nature, 0..6)
+}
+
+proptest! {
+    #[test]
+    fn every_transfer_ends_whatever_the_peers_do(
+        count in 1u32..400,
+        natures in natures(),
+        ranges in any::<bool>(),
+    ) {
+        let now = Instant::now();
+        let origin = if ranges { OriginAccess::Ranges } else { OriginAccess::WholeFileOnly };
+        let joining = u32::try_from(natures.len()).expect("few");
+        let mut planner = new_planner(now, count, joining, origin);
+        let ids: Vec<PeerId> = (1..).map(peer).take(natures.len()).collect();
+        for id in &ids {
+            planner.handle_joined(now, *id, SegmentSet::full(count));
+        }
+        let only_good = natures.iter().all(|n| *n == Nature::Good) && !natures.is_empty();
+        let mut branch = Branch {
+            now,
+            planner,
+            owed: ids.iter().map(|id| (*id, VecDeque::new())).collect(),
+            natures: ids.into_iter().zip(natures).collect(),
+            runs: Vec::new(),
+            asked_of_origin: 0,
+        };
+        let mut step = 0;
+        while !branch.planner.is_finished() {
+            step += 1;
+            prop_assert!(step < 20_000, "no end in sight: {:?}", branch.planner);
+            branch.step(step);
+        }
+        if only_good {
+            prop_assert_eq!(branch.asked_of_origin, 0);
+        }
+    }
+}

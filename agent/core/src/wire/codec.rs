@@ -1,0 +1,254 @@
+//! Bytes to messages and back.
+
+use std::time::Duration;
+
+use branchline_hashing::{SegmentIndex, SwarmId};
+
+use super::{
+    Decoded, Have, JoinProof, MAX_REQUEST_SEGMENTS, MAX_SEGMENT_BYTES, RequesterMessage,
+    ResponderMessage, WireMessage,
+};
+use crate::SegmentRange;
+
+/// The first byte of each message.
+mod kind {
+    pub(super) const JOIN: u8 = 0x01;
+    pub(super) const REQUEST: u8 = 0x02;
+    pub(super) const MANIFEST_REQUEST: u8 = 0x03;
+    pub(super) const HAVE_REQUEST: u8 = 0x04;
+
+    pub(super) const JOINED: u8 = 0x81;
+    pub(super) const UNKNOWN: u8 = 0x82;
+    pub(super) const BUSY: u8 = 0x83;
+    pub(super) const SEGMENT: u8 = 0x84;
+    pub(super) const ABSENT: u8 = 0x85;
+    pub(super) const RANGE_BUSY: u8 = 0x86;
+    pub(super) const MANIFEST: u8 = 0x87;
+    pub(super) const NO_MANIFEST: u8 = 0x88;
+    pub(super) const HAVE: u8 = 0x89;
+}
+
+/// Bytes that no message of `branchline/1` begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A type byte this version does not know, or one that belongs to the other side.
+    #[error("message type {found:#04x} is unknown in branchline/1")]
+    UnknownType {
+        /// The byte.
+        found: u8,
+    },
+    /// A range of segments that is empty, too long or past the last index.
+    #[error("{count} segments from #{first} on are no request (1 to {MAX_REQUEST_SEGMENTS})")]
+    BadRange {
+        /// Its beginning.
+        first: u32,
+        /// Its length.
+        count: u32,
+    },
+    /// A segment no agent may send.
+    #[error("segment #{index} claims {length} bytes, more than {MAX_SEGMENT_BYTES}")]
+    SegmentTooLong {
+        /// Which.
+        index: u32,
+        /// What it claims.
+        length: u32,
+    },
+    /// A set of segments in a form this version does not know.
+    #[error("form {found:#04x} of a set of segments is unknown in branchline/1")]
+    UnknownForm {
+        /// The byte.
+        found: u8,
+    },
+    /// A set of segments with more parts than may travel.
+    #[error("a set of {size} segments in {parts} parts is more than may travel")]
+    HaveTooLong {
+        /// Segments of the content.
+        size: u32,
+        /// Ranges, or bytes of the bitmap.
+        parts: u32,
+    },
+    /// Ranges that are empty, out of order, adjacent or past the end; bits past the end.
+    #[error("a set of {size} segments is not in its one right form")]
+    HaveNotCanonical {
+        /// Segments of the content.
+        size: u32,
+    },
+}
+
+/// Why decoding ended without a message.
+pub(super) enum Stop {
+    Incomplete { needs: usize },
+    Wrong(WireError),
+}
+
+impl From<WireError> for Stop {
+    fn from(error: WireError) -> Self {
+        Self::Wrong(error)
+    }
+}
+
+/// Takes fixed-size fields from the front of bytes.
+pub(super) struct Fields<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Fields<'a> {
+    /// The next `count` bytes; `count` is bounded by the caller.
+    pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], Stop> {
+        let end = self.at + count;
+        let taken = self.bytes.get(self.at..end).ok_or(Stop::Incomplete { needs: end })?;
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Stop> {
+        let taken = self.take(N)?;
+        Ok(taken.try_into().expect("take gives N bytes"))
+    }
+
+    pub(super) fn u8(&mut self) -> Result<u8, Stop> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, Stop> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn proof(&mut self) -> Result<JoinProof, Stop> {
+        Ok(JoinProof(self.array()?))
+    }
+
+    fn index(&mut self) -> Result<SegmentIndex, Stop> {
+        Ok(SegmentIndex(self.u32()?))
+    }
+
+    fn milliseconds(&mut self) -> Result<Duration, Stop> {
+        Ok(Duration::from_millis(self.u32()?.into()))
+    }
+
+    fn range(&mut self) -> Result<SegmentRange, Stop> {
+        let (first, count) = (self.u32()?, self.u32()?);
+        SegmentRange::new(SegmentIndex(first), count)
+            .filter(|range| range.count() <= MAX_REQUEST_SEGMENTS)
+            .ok_or(Stop::Wrong(WireError::BadRange { first, count }))
+    }
+}
+
+fn decode_with<M>(
+    bytes: &[u8],
+    read: impl FnOnce(&mut Fields<'_>) -> Result<M, Stop>,
+) -> Result<Decoded<M>, WireError> {
+    let mut fields = Fields { bytes, at: 0 };
+    match read(&mut fields) {
+        Ok(message) => Ok(Decoded::Message { message, length: fields.at }),
+        Err(Stop::Incomplete { needs }) => Ok(Decoded::Incomplete { needs }),
+        Err(Stop::Wrong(error)) => Err(error),
+    }
+}
+
+fn put_u32s(out: &mut Vec<u8>, values: &[u32]) {
+    values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
+}
+
+fn to_milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+impl WireMessage for RequesterMessage {
+    fn decode(bytes: &[u8]) -> Result<Decoded<Self>, WireError> {
+        decode_with(bytes, |fields| match fields.u8()? {
+            kind::JOIN => Ok(Self::Join {
+                swarm: SwarmId::from_bytes(fields.array()?),
+                proof: fields.proof()?,
+            }),
+            kind::REQUEST => Ok(Self::Request(fields.range()?)),
+            kind::MANIFEST_REQUEST => Ok(Self::ManifestRequest),
+            kind::HAVE_REQUEST => Ok(Self::HaveRequest),
+            found => Err(WireError::UnknownType { found }.into()),
+        })
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Join { swarm, proof } => {
+                out.push(kind::JOIN);
+                out.extend_from_slice(swarm.as_bytes());
+                out.extend_from_slice(&proof.0);
+            }
+            Self::Request(range) => {
+                out.push(kind::REQUEST);
+                put_u32s(out, &[range.first().0, range.count()]);
+            }
+            Self::ManifestRequest => out.push(kind::MANIFEST_REQUEST),
+            Self::HaveRequest => out.push(kind::HAVE_REQUEST),
+        }
+    }
+}
+
+impl WireMessage for ResponderMessage {
+    fn decode(bytes: &[u8]) -> Result<Decoded<Self>, WireError> {
+        decode_with(bytes, |fields| match fields.u8()? {
+            kind::JOINED => {
+                Ok(Self::Joined { proof: fields.proof()?, have: Have::read(fields)? })
+            }
+            kind::UNKNOWN => Ok(Self::Unknown),
+            kind::BUSY => Ok(Self::Busy { retry_after: fields.milliseconds()? }),
+            kind::SEGMENT => read_segment(fields),
+            kind::ABSENT => Ok(Self::Absent { index: fields.index()? }),
+            kind::RANGE_BUSY => Ok(Self::RangeBusy {
+                range: fields.range()?,
+                retry_after: fields.milliseconds()?,
+            }),
+            kind::MANIFEST => Ok(Self::Manifest { length: fields.u32()? }),
+            kind::NO_MANIFEST => Ok(Self::NoManifest),
+            kind::HAVE => Ok(Self::Have(Have::read(fields)?)),
+            found => Err(WireError::UnknownType { found }.into()),
+        })
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Joined { proof, have } => {
+                out.push(kind::JOINED);
+                out.extend_from_slice(&proof.0);
+                have.write(out);
+            }
+            Self::Unknown => out.push(kind::UNKNOWN),
+            Self::Busy { retry_after } => {
+                out.push(kind::BUSY);
+                put_u32s(out, &[to_milliseconds(*retry_after)]);
+            }
+            Self::Segment { index, length } => {
+                out.push(kind::SEGMENT);
+                put_u32s(out, &[index.0, *length]);
+            }
+            Self::Absent { index } => {
+                out.push(kind::ABSENT);
+                put_u32s(out, &[index.0]);
+            }
+            Self::RangeBusy { range, retry_after } => {
+                out.push(kind::RANGE_BUSY);
+                let milliseconds = to_milliseconds(*retry_after);
+                put_u32s(out, &[range.first().0, range.count(), milliseconds]);
+            }
+            Self::Manifest { length } => {
+                out.push(kind::MANIFEST);
+                put_u32s(out, &[*length]);
+            }
+            Self::NoManifest => out.push(kind::NO_MANIFEST),
+            Self::Have(have) => {
+                out.push(kind::HAVE);
+                have.write(out);
+            }
+        }
+    }
+}
+
+fn read_segment(fields: &mut Fields<'_>) -> Result<ResponderMessage, Stop> {
+    let (index, length) = (fields.index()?, fields.u32()?);
+    if length > MAX_SEGMENT_BYTES {
+        return Err(WireError::SegmentTooLong { index: index.0, length }.into());
+    }
+    Ok(ResponderMessage::Segment { index, length })
+}
