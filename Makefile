@@ -1,0 +1,47 @@
+# make demo     a small branch on this machine: one copy over the WAN, shown
+# make test     the tests
+# make bench    the benchmarks, with figures
+# make install  the program and its systemd unit, below PREFIX
+#
+# Everything is built in one profile, release: RocksDB takes half an hour of one core, and a second
+# profile would build it again. CARGO_TARGET_DIR moves the build folder.
+
+PREFIX ?= /usr/local
+CARGO ?= cargo
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+BIN = $(abspath $(TARGET_DIR))/release
+
+.PHONY: build demo test bench lint install clean
+
+build:
+	scripts/setup build
+	$(CARGO) build --release --locked --bin branchline
+
+demo:
+	scripts/setup demo
+	$(CARGO) build --release --locked --bin branchline -p branchline-lab --bins -p branchline-cli
+	BRANCHLINE_BIN=$(BIN)/branchline $(BIN)/branchline-demo
+
+test:
+	scripts/setup test
+	$(CARGO) build --release --locked --workspace --bins
+	BRANCHLINE_BIN=$(BIN)/branchline scripts/test
+
+bench:
+	scripts/setup bench
+	$(CARGO) build --release --locked --workspace --bins --examples
+	BRANCHLINE_BIN=$(BIN)/branchline $(BIN)/branchline-bench
+
+lint:
+	scripts/setup build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+
+install: build
+	install -D -m 755 $(BIN)/branchline $(DESTDIR)$(PREFIX)/bin/branchline
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|@PREFIX@|$(PREFIX)|' packaging/branchline.service.in \
+	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/branchline.service
+
+clean:
+	$(CARGO) clean
