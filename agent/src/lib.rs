@@ -1,1 +1,5 @@
-//! Placeholder replaced by the first slice.
+//! The tokio shell around branchline-core: configuration, engine, control API.
+
+pub mod api;
+pub mod config;
+pub mod control;

@@ -1,0 +1,274 @@
+//! The commands' side of the control API.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::MAX_MESSAGE_BYTES;
+use super::problem::failure_of;
+use super::socket::{BindError, socket_path};
+use crate::api::{CacheEntry, Failure, FailureKind, GetEvent, GetRequest, PeerInfo, Status};
+
+/// An agent answers within milliseconds; one on a machine that swaps, within seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no agent runs here: {}: {source}; start one with `branchline agent`", .socket.display())]
+    NotRunning {
+        /// Where it would listen.
+        socket: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Somebody may listen, but this user or this path does not get there.
+    #[error("agent: {}: {source}; run this as root or as the agent's user", .socket.display())]
+    Connect {
+        /// Where it listens.
+        socket: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Somebody listens, and says nothing or something else.
+    #[error("agent: {}: {problem}; look at its log, or restart it", .socket.display())]
+    NoAnswer {
+        /// Where it listens.
+        socket: PathBuf,
+        /// What was missing.
+        problem: String,
+    },
+    /// There cannot be a socket.
+    #[error(transparent)]
+    Path(#[from] BindError),
+    /// The agent says no.
+    #[error(transparent)]
+    Refused(#[from] Failure),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Path(error) => error.into(),
+            ClientError::Refused(failure) => failure,
+            ClientError::NotRunning { .. }
+            | ClientError::Connect { .. }
+            | ClientError::NoAnswer { .. } => Self::new(FailureKind::AgentUnreachable, error),
+        }
+    }
+}
+
+/// Talks to the agent of one state directory; each call makes a connection of its own.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+    answer_timeout: Duration,
+}
+
+impl Client {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`ClientError::Path`] when no socket can have such a path.
+    pub fn new(state_dir: &Path) -> Result<Self, ClientError> {
+        Ok(Self {
+            socket: socket_path(state_dir)?,
+            answer_timeout: ANSWER_TIMEOUT,
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_answer_timeout(self, answer_timeout: Duration) -> Self {
+        Self {
+            answer_timeout,
+            ..self
+        }
+    }
+
+    /// What the agent is and does.
+    ///
+    /// # Errors
+    /// [`ClientError`] without an answer.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.ask("/v1/status").await
+    }
+
+    /// The agents it sees.
+    ///
+    /// # Errors
+    /// [`ClientError`] without an answer.
+    pub async fn peers(&self) -> Result<Vec<PeerInfo>, ClientError> {
+        self.ask("/v1/peers").await
+    }
+
+    /// The contents its store holds.
+    ///
+    /// # Errors
+    /// [`ClientError`] without an answer.
+    pub async fn cache(&self) -> Result<Vec<CacheEntry>, ClientError> {
+        self.ask("/v1/cache").await
+    }
+
+    /// Starts a download. Dropping the stream cancels it; the partial file stays.
+    ///
+    /// # Errors
+    /// [`ClientError`] when the agent does not take the request.
+    pub async fn get(&self, request: &GetRequest) -> Result<GetStream, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| {
+            let path = request.path.display();
+            Failure::new(
+                FailureKind::Usage,
+                format!("get: {path}: {error}; choose another name"),
+            )
+        })?;
+        let (body, connection) = self.send(Method::POST, "/v1/get", body).await?;
+        let socket = self.socket.clone();
+        Ok(GetStream {
+            body,
+            pending: Vec::new(),
+            socket,
+            _connection: connection,
+        })
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, route: &str) -> Result<T, ClientError> {
+        let (body, _connection) = self.send(Method::GET, route, Vec::new()).await?;
+        let bytes = self.whole(body).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| self.no_answer(format!("its answer is another version's: {error}")))
+    }
+
+    /// The body of a good answer. The connection lives as long as the handle.
+    async fn send(
+        &self,
+        method: Method,
+        route: &str,
+        body: Vec<u8>,
+    ) -> Result<(Incoming, AbortOnDropHandle<()>), ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(route)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .expect("the routes are valid URIs");
+        let (answer, connection) = self.in_time(self.exchange(request)).await??;
+        match answer.status() {
+            StatusCode::OK => Ok((answer.into_body(), connection)),
+            status => Err(self.refusal(status, answer.into_body()).await),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|e| self.connect(e))?;
+        let shaken = http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = shaken.map_err(|e| self.no_answer(e.to_string()))?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+            // What breaks the connection breaks the request or the body on it, and is told there.
+            let _ = connection.await;
+        }));
+        let answer = sender.send_request(request).await;
+        Ok((
+            answer.map_err(|e| self.no_answer(e.to_string()))?,
+            connection,
+        ))
+    }
+
+    async fn refusal(&self, status: StatusCode, body: Incoming) -> ClientError {
+        match self.whole(body).await.as_deref().map(failure_of) {
+            Ok(Some(failure)) => failure.into(),
+            Ok(None) => self.no_answer(format!("it answered {status}")),
+            Err(_) => self.no_answer(format!("it answered {status} and broke off")),
+        }
+    }
+
+    async fn whole(&self, body: Incoming) -> Result<Bytes, ClientError> {
+        let body = Limited::new(body, MAX_MESSAGE_BYTES).collect();
+        let body = self
+            .in_time(body)
+            .await?
+            .map_err(|e| self.no_answer(e.to_string()))?;
+        Ok(body.to_bytes())
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, ClientError> {
+        let late = |_| self.no_answer(format!("no answer within {:?}", self.answer_timeout));
+        tokio::time::timeout(self.answer_timeout, work)
+            .await
+            .map_err(late)
+    }
+
+    fn connect(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        // No file, or a file whose agent is dead.
+        let absent = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+        if absent.contains(&source.kind()) {
+            ClientError::NotRunning { socket, source }
+        } else {
+            ClientError::Connect { socket, source }
+        }
+    }
+
+    fn no_answer(&self, problem: String) -> ClientError {
+        ClientError::NoAnswer {
+            socket: self.socket.clone(),
+            problem,
+        }
+    }
+}
+
+/// The events of a download that the agent runs.
+#[derive(Debug)]
+pub struct GetStream {
+    body: Incoming,
+    pending: Vec<u8>,
+    socket: PathBuf,
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl GetStream {
+    /// The next event; after the last one ([`GetEvent::Done`] or [`GetEvent::Failed`]) an error,
+    /// for a stream that ends without one has broken off. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ClientError::NoAnswer`] when the agent died or speaks otherwise.
+    pub async fn next(&mut self) -> Result<GetEvent, ClientError> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_err(|error| self.broken(error));
+            }
+            let frame = self.body.frame().await;
+            let frame = frame.ok_or_else(|| self.broken("it ended the download without a word"))?;
+            let frame = frame.map_err(|error| self.broken(error))?;
+            self.pending
+                .extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if self.pending.len() > MAX_MESSAGE_BYTES {
+                return Err(self.broken("a line without end"));
+            }
+        }
+    }
+
+    fn broken(&self, problem: impl std::fmt::Display) -> ClientError {
+        ClientError::NoAnswer {
+            socket: self.socket.clone(),
+            problem: problem.to_string(),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The control API: how commands talk to a running agent.
+//!
+//! HTTP/1.1 with JSON over the Unix socket `control.sock` in the state directory; every route is
+//! in `docs/control-api.md`. Only this user and root get in: the socket has mode 0600, and the
+//! kernel's word on who called is checked as well. The server does nothing itself: it hands
+//! requests to a [`Backend`](crate::api::Backend).
+
+mod client;
+mod problem;
+mod server;
+mod socket;
+
+pub use client::{Client, ClientError, GetStream};
+pub use server::serve;
+pub use socket::{BindError, ControlSocket, SOCKET_NAME};
+
+/// A line of events or a request is a few hundred bytes; a cache list is the longest, at some 300
+/// bytes an entry. What is longer than this is no answer of an agent.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// A request is a URL, a path, digests and headers; origins take no more than this themselves.
+const MAX_REQUEST_BYTES: usize = 256 << 10;
+
+/// `application/json` with one event a line.
+const EVENT_LINES: &str = "application/x-ndjson";
+
+#[cfg(test)]
+mod tests;
