@@ -11,6 +11,7 @@ mod context {
     pub(super) const SWARM_ID: &str = "branchline 2026-11 swarm id v1";
     pub(super) const CONTENT_OF_SHA256: &str = "branchline 2026-11 content key of sha-256 v1";
     pub(super) const CONTENT_OF_BLAKE3: &str = "branchline 2026-11 content key of blake3 v1";
+    pub(super) const CONTENT_OF_MANIFEST: &str = "branchline 2026-11 content key of manifest v1";
     pub(super) const CONTENT_OF_VERSION: &str = "branchline 2026-11 content key of version v1";
 }
 
@@ -129,13 +130,17 @@ impl ContentKey {
     /// The key of content whose whole-file digest was known beforehand.
     pub fn of_digest(digest: &Digest) -> Self {
         match digest {
-            Digest::Sha256(d) => {
-                Self(blake3::derive_key(context::CONTENT_OF_SHA256, d.as_bytes()))
-            }
-            Digest::Blake3(d) => {
-                Self(blake3::derive_key(context::CONTENT_OF_BLAKE3, d.as_bytes()))
-            }
+            Digest::Sha256(d) => Self(blake3::derive_key(context::CONTENT_OF_SHA256, d.as_bytes())),
+            Digest::Blake3(d) => Self(blake3::derive_key(context::CONTENT_OF_BLAKE3, d.as_bytes())),
         }
+    }
+
+    /// The key of content that has a manifest: of its head, whose signature area is zero.
+    pub(crate) fn of_manifest_head(unsigned_head: &[u8]) -> Self {
+        Self(blake3::derive_key(
+            context::CONTENT_OF_MANIFEST,
+            unsigned_head,
+        ))
     }
 
     /// The key of content that only its origin vouches for: URL, strong validator and length.

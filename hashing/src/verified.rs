@@ -31,7 +31,10 @@ impl VerifiedSegment {
     pub fn verify(bytes: Bytes, expected: SegmentHash) -> Result<Self, HashMismatch> {
         let found = SegmentHash::of(&bytes);
         if found == expected {
-            Ok(Self { hash: expected, bytes })
+            Ok(Self {
+                hash: expected,
+                bytes,
+            })
         } else {
             Err(HashMismatch { expected, found })
         }
@@ -40,7 +43,10 @@ impl VerifiedSegment {
     /// Hashes bytes whose right hash nobody has told yet: those that come from an origin without
     /// a manifest.
     pub fn of(bytes: Bytes) -> Self {
-        Self { hash: SegmentHash::of(&bytes), bytes }
+        Self {
+            hash: SegmentHash::of(&bytes),
+            bytes,
+        }
     }
 
     /// BLAKE3 of the bytes.
@@ -67,7 +73,10 @@ mod tests {
     fn only_the_right_bytes_pass() {
         let right = Bytes::from_static(b"right");
         let hash = SegmentHash::of(&right);
-        assert_eq!(VerifiedSegment::verify(right, hash).map(|s| s.hash()), Ok(hash));
+        assert_eq!(
+            VerifiedSegment::verify(right, hash).map(|s| s.hash()),
+            Ok(hash)
+        );
         let wrong = VerifiedSegment::verify(Bytes::from_static(b"wrong"), hash);
         assert_eq!(wrong.map_err(|e| e.expected).map(|s| s.hash()), Err(hash));
     }
