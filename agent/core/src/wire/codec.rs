@@ -97,7 +97,10 @@ impl<'a> Fields<'a> {
     /// The next `count` bytes; `count` is bounded by the caller.
     pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], Stop> {
         let end = self.at + count;
-        let taken = self.bytes.get(self.at..end).ok_or(Stop::Incomplete { needs: end })?;
+        let taken = self
+            .bytes
+            .get(self.at..end)
+            .ok_or(Stop::Incomplete { needs: end })?;
         self.at = end;
         Ok(taken)
     }
@@ -141,14 +144,19 @@ fn decode_with<M>(
 ) -> Result<Decoded<M>, WireError> {
     let mut fields = Fields { bytes, at: 0 };
     match read(&mut fields) {
-        Ok(message) => Ok(Decoded::Message { message, length: fields.at }),
+        Ok(message) => Ok(Decoded::Message {
+            message,
+            length: fields.at,
+        }),
         Err(Stop::Incomplete { needs }) => Ok(Decoded::Incomplete { needs }),
         Err(Stop::Wrong(error)) => Err(error),
     }
 }
 
 fn put_u32s(out: &mut Vec<u8>, values: &[u32]) {
-    values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
+    values
+        .iter()
+        .for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
 }
 
 fn to_milliseconds(duration: Duration) -> u32 {
@@ -189,18 +197,25 @@ impl WireMessage for RequesterMessage {
 impl WireMessage for ResponderMessage {
     fn decode(bytes: &[u8]) -> Result<Decoded<Self>, WireError> {
         decode_with(bytes, |fields| match fields.u8()? {
-            kind::JOINED => {
-                Ok(Self::Joined { proof: fields.proof()?, have: Have::read(fields)? })
-            }
+            kind::JOINED => Ok(Self::Joined {
+                proof: fields.proof()?,
+                have: Have::read(fields)?,
+            }),
             kind::UNKNOWN => Ok(Self::Unknown),
-            kind::BUSY => Ok(Self::Busy { retry_after: fields.milliseconds()? }),
+            kind::BUSY => Ok(Self::Busy {
+                retry_after: fields.milliseconds()?,
+            }),
             kind::SEGMENT => read_segment(fields),
-            kind::ABSENT => Ok(Self::Absent { index: fields.index()? }),
+            kind::ABSENT => Ok(Self::Absent {
+                index: fields.index()?,
+            }),
             kind::RANGE_BUSY => Ok(Self::RangeBusy {
                 range: fields.range()?,
                 retry_after: fields.milliseconds()?,
             }),
-            kind::MANIFEST => Ok(Self::Manifest { length: fields.u32()? }),
+            kind::MANIFEST => Ok(Self::Manifest {
+                length: fields.u32()?,
+            }),
             kind::NO_MANIFEST => Ok(Self::NoManifest),
             kind::HAVE => Ok(Self::Have(Have::read(fields)?)),
             found => Err(WireError::UnknownType { found }.into()),
@@ -248,7 +263,11 @@ impl WireMessage for ResponderMessage {
 fn read_segment(fields: &mut Fields<'_>) -> Result<ResponderMessage, Stop> {
     let (index, length) = (fields.index()?, fields.u32()?);
     if length > MAX_SEGMENT_BYTES {
-        return Err(WireError::SegmentTooLong { index: index.0, length }.into());
+        return Err(WireError::SegmentTooLong {
+            index: index.0,
+            length,
+        }
+        .into());
     }
     Ok(ResponderMessage::Segment { index, length })
 }

@@ -1,5 +1,7 @@
 //! What a peer has, as it travels: ranges or a bitmap, whichever is shorter.
 
+use std::fmt;
+
 use branchline_hashing::SegmentIndex;
 
 use super::codec::{Fields, Stop, WireError};
@@ -14,13 +16,13 @@ mod form {
 
 /// A set of segments as a peer told it. Its size is the peer's claim until [`Have::to_set`] has
 /// compared it with the manifest's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Have {
     size: u32,
     body: Body,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum Body {
     /// Ascending, with gaps between.
     Ranges(Vec<SegmentRange>),
@@ -32,18 +34,25 @@ impl Have {
     /// The shortest form of `set`. A set too scattered and too large for either form loses its end:
     /// saying less is always allowed.
     pub fn of(set: &SegmentSet) -> Self {
-        let bitmap_allowed = set.size() <= MAX_BITMAP_SEGMENTS;
-        let most_ranges = match bitmap_allowed {
-            true => (set.size() / 64).max(1).min(MAX_HAVE_RANGES),
-            false => MAX_HAVE_RANGES,
+        let bitmap_fits = set.size() <= MAX_BITMAP_SEGMENTS;
+        // A range takes 8 bytes, a bitmap one byte for 8 segments.
+        let most = if bitmap_fits {
+            set.size() / 64
+        } else {
+            MAX_HAVE_RANGES
         };
-        let mut ranges: Vec<SegmentRange> =
-            set.ranges().take(most_ranges as usize + usize::from(bitmap_allowed)).collect();
-        if ranges.len() > most_ranges as usize {
-            ranges.clear();
-            return Self { size: set.size(), body: Body::Bitmap(bitmap(set)) };
+        let most = most.clamp(1, MAX_HAVE_RANGES) as usize;
+        let mut ranges: Vec<SegmentRange> = set.ranges().take(most + 1).collect();
+        let body = if ranges.len() > most && bitmap_fits {
+            Body::Bitmap(bitmap(set))
+        } else {
+            ranges.truncate(most);
+            Body::Ranges(ranges)
+        };
+        Self {
+            size: set.size(),
+            body,
         }
-        Self { size: set.size(), body: Body::Ranges(ranges) }
     }
 
     /// How many segments the peer thinks the content has.
@@ -58,9 +67,12 @@ impl Have {
         }
         let mut set = SegmentSet::empty(segments);
         match &self.body {
-            Body::Ranges(ranges) => ranges.iter().flat_map(SegmentRange::iter).for_each(|index| {
-                set.insert(index);
-            }),
+            Body::Ranges(ranges) => ranges
+                .iter()
+                .flat_map(SegmentRange::iter)
+                .for_each(|index| {
+                    set.insert(index);
+                }),
             Body::Bitmap(bits) => members(bits).for_each(|index| {
                 set.insert(index);
             }),
@@ -98,6 +110,16 @@ impl Have {
     }
 }
 
+impl fmt::Debug for Have {
+    /// Its form only: a set may have millions of members.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.body {
+            Body::Ranges(ranges) => write!(f, "Have({} ranges of {})", ranges.len(), self.size),
+            Body::Bitmap(_) => write!(f, "Have(bitmap of {})", self.size),
+        }
+    }
+}
+
 fn read_ranges(fields: &mut Fields<'_>, size: u32) -> Result<Vec<SegmentRange>, Stop> {
     let count = fields.u32()?;
     if count > MAX_HAVE_RANGES {
@@ -128,11 +150,17 @@ fn parse_range(pair: &[u8; 8]) -> Option<SegmentRange> {
 
 fn read_bitmap(fields: &mut Fields<'_>, size: u32) -> Result<Vec<u8>, Stop> {
     if size > MAX_BITMAP_SEGMENTS {
-        return Err(WireError::HaveTooLong { size, parts: size.div_ceil(8) }.into());
+        return Err(WireError::HaveTooLong {
+            size,
+            parts: size.div_ceil(8),
+        }
+        .into());
     }
     let bits = fields.take(size.div_ceil(8) as usize)?;
     let used_in_last = size % 8;
-    let spare = bits.last().is_some_and(|last| used_in_last != 0 && last >> used_in_last != 0);
+    let spare = bits
+        .last()
+        .is_some_and(|last| used_in_last != 0 && last >> used_in_last != 0);
     if spare {
         return Err(WireError::HaveNotCanonical { size }.into());
     }
@@ -149,6 +177,8 @@ fn bitmap(set: &SegmentSet) -> Vec<u8> {
 
 fn members(bits: &[u8]) -> impl Iterator<Item = SegmentIndex> + '_ {
     bits.iter().zip(0u32..).flat_map(|(byte, at)| {
-        (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| SegmentIndex(at * 8 + bit))
+        (0..8)
+            .filter(move |bit| byte >> bit & 1 == 1)
+            .map(move |bit| SegmentIndex(at * 8 + bit))
     })
 }
