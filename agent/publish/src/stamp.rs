@@ -72,3 +72,33 @@ pub(crate) fn settled_stamp(file: &File) -> io::Result<Stamp> {
     }
     Ok(Stamp::of(&file.metadata()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_change_right_after_the_stamp_has_another_time() -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new()?;
+        for byte in 0..20 {
+            file.write_all(&[byte])?;
+            let mut stamp = settled_stamp(file.as_file())?;
+            let age = file.as_file().metadata()?.modified()?.elapsed();
+            assert!(
+                age.is_ok_and(|age| age >= MTIME_TICK),
+                "the clock may not have moved"
+            );
+            assert!(stamp.still_holds(file.as_file(), file.path())?);
+            file.write_all(&[byte])?;
+            // Only its time may tell: a change can keep the length.
+            stamp.length += 1;
+            assert!(
+                !stamp.still_holds(file.as_file(), file.path())?,
+                "change {byte}"
+            );
+        }
+        Ok(())
+    }
+}
