@@ -1,20 +1,21 @@
-//! Reads a file once, for two who both need all of it: SHA-256 on a thread of its own, which is
-//! the dearest step, and the segments on the caller's.
+//! Reads a file once, for two who both need all of it: SHA-256 and the segments.
+//!
+//! Buffers go round: one thread reads into them, one adds them to the SHA-256, the caller cuts and
+//! hashes segments. SHA-256 is the dearest step and cannot be divided, so nothing else is on its thread.
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use branchline_hashing::{Sha256, Sha256Digest};
 use rustix::fs::Advice;
 
-/// Measured: longer reads gain nothing, and this still fits the second-level cache.
+/// Longer reads gain nothing, and this fits the second-level cache.
 const READ_LENGTH: usize = 1024 * 1024;
-/// One being read and cut, one being hashed, and one on its way in each direction.
+/// One for each of the three, and one to spare between them.
 const BUFFERS: usize = 4;
 
 /// Reads the first `length` bytes of `file`, or what there is of them, and gives their SHA-256.
@@ -26,75 +27,99 @@ pub(crate) fn read_through<E: From<io::Error>>(
     file: &File,
     length: u64,
     longest: usize,
-    mut on_window: impl FnMut(&[u8], bool) -> Result<usize, E>,
+    on_window: impl FnMut(&[u8], bool) -> Result<usize, E>,
 ) -> Result<Sha256Digest, E> {
     // Advice only: a file system that takes none is as good.
     let _ = rustix::fs::fadvise(file, 0, None, Advice::Sequential);
-    let mut source = Source {
+    let source = Source {
         file,
         offset: 0,
         length,
     };
     match usize::try_from(length) {
-        Ok(length) if length <= READ_LENGTH => {
-            let mut buffer = Buffer::with_room_for(length);
-            source.fill(&mut buffer, &[])?;
-            on_window(buffer.window(), true)?;
-            let mut sha256 = Sha256::new();
-            sha256.update(buffer.fresh());
-            Ok(sha256.finish())
-        }
-        _ => read_beside_sha256(source, longest, on_window),
+        Ok(length) if length <= READ_LENGTH => read_at_once(source, length, on_window),
+        _ => read_in_turns(source, longest, on_window),
     }
 }
 
-fn read_beside_sha256<E: From<io::Error>>(
+/// For a file of one buffer: threads would cost more than they bring.
+fn read_at_once<E: From<io::Error>>(
     mut source: Source<'_>,
-    longest: usize,
+    length: usize,
     mut on_window: impl FnMut(&[u8], bool) -> Result<usize, E>,
 ) -> Result<Sha256Digest, E> {
-    thread::scope(|scope| {
-        // Both have room for all buffers, so that sending never waits; waiting for a free buffer
-        // is what keeps reading from running ahead of SHA-256.
-        let (to_sha256, full) = sync_channel(BUFFERS);
-        let (recycle, free) = sync_channel(BUFFERS);
-        let room = longest + READ_LENGTH;
-        let mut unused = (0..BUFFERS).map(|_| Arc::new(Buffer::with_room_for(room)));
-        let sha256 = scope.spawn(move || sha256_of(&full, &recycle));
+    let mut buffer = Buffer::new(0, length);
+    source.fill(&mut buffer)?;
+    let mut sha256 = Sha256::new();
+    sha256.update(buffer.fresh());
+    on_window(buffer.fresh(), true)?;
+    Ok(sha256.finish())
+}
 
-        let mut before: Arc<Buffer> = Arc::new(Buffer::with_room_for(0));
-        let mut left = 0..0;
-        // No free buffer comes any more only when the thread panicked; joining says so.
-        while let Some(mut buffer) = unused.next().or_else(|| free.recv().ok()) {
-            // Buffers come back in order, so this is the oldest, nobody else holds it, and nothing
-            // is cloned.
-            let filled = Arc::make_mut(&mut buffer);
-            let is_last = source.fill(filled, &before.window()[left])?;
-            if to_sha256.send(Arc::clone(&buffer)).is_err() {
-                break;
-            }
-            let done = on_window(buffer.window(), is_last)?;
-            if is_last {
-                break;
-            }
-            left = done..buffer.window().len();
-            before = buffer;
-        }
-        drop(to_sha256);
-        sha256
-            .join()
-            .map_err(|panic| std::panic::resume_unwind(panic))
+fn read_in_turns<E: From<io::Error>>(
+    source: Source<'_>,
+    longest: usize,
+    on_window: impl FnMut(&[u8], bool) -> Result<usize, E>,
+) -> Result<Sha256Digest, E> {
+    thread::scope(|scope| {
+        // Each has room for all buffers, so that only waiting for a buffer holds anybody up.
+        let (to_sha256, read) = sync_channel(BUFFERS);
+        let (to_window, hashed) = sync_channel(BUFFERS);
+        let (recycle, free) = sync_channel(BUFFERS);
+        let fresh = (0..BUFFERS).map(move |_| Buffer::new(longest, READ_LENGTH));
+        let reader = scope.spawn(move || read_all(source, fresh, &free, &to_sha256));
+        let sha256 = scope.spawn(move || sha256_of(&read, &to_window));
+
+        // Taking both ends, it lets the other two end when it ends early.
+        show_windows(hashed, recycle, on_window)?;
+        reader.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok(sha256.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
 
-fn sha256_of(full: &Receiver<Arc<Buffer>>, recycle: &SyncSender<Arc<Buffer>>) -> Sha256Digest {
+fn read_all(
+    mut source: Source<'_>,
+    mut unused: impl Iterator<Item = Buffer>,
+    free: &Receiver<Buffer>,
+    to_sha256: &SyncSender<Buffer>,
+) -> io::Result<()> {
+    while let Some(mut buffer) = unused.next().or_else(|| free.recv().ok()) {
+        source.fill(&mut buffer)?;
+        let is_last = buffer.is_last;
+        if to_sha256.send(buffer).is_err() || is_last {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn sha256_of(read: &Receiver<Buffer>, to_window: &SyncSender<Buffer>) -> Sha256Digest {
     let mut sha256 = Sha256::new();
-    for buffer in full {
+    for buffer in read {
         sha256.update(buffer.fresh());
+        if to_window.send(buffer).is_err() {
+            break;
+        }
+    }
+    sha256.finish()
+}
+
+fn show_windows<E>(
+    hashed: Receiver<Buffer>,
+    recycle: SyncSender<Buffer>,
+    mut on_window: impl FnMut(&[u8], bool) -> Result<usize, E>,
+) -> Result<(), E> {
+    let mut left = Vec::new();
+    for mut buffer in hashed {
+        let is_last = buffer.is_last;
+        let window = buffer.window_after(&left);
+        let done = on_window(window, is_last)?;
+        left.clear();
+        left.extend_from_slice(&window[done..]);
         // Nobody wants it back once the file is read.
         let _ = recycle.send(buffer);
     }
-    sha256.finish()
+    Ok(())
 }
 
 /// The part of a file that has not been read.
@@ -105,17 +130,14 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Puts what is left of the last window and what follows it into `buffer`; whether that ends
-    /// the file.
-    fn fill(&mut self, buffer: &mut Buffer, left: &[u8]) -> io::Result<bool> {
-        buffer.bytes[..left.len()].copy_from_slice(left);
-        buffer.fresh = left.len()..left.len();
+    fn fill(&mut self, buffer: &mut Buffer) -> io::Result<()> {
         let wanted = usize::try_from(self.length - self.offset).unwrap_or(READ_LENGTH);
-        let until = left.len() + wanted.min(READ_LENGTH);
-        while buffer.fresh.end < until {
+        let until = buffer.bytes.len().min(buffer.reserve + wanted);
+        buffer.end = buffer.reserve;
+        while buffer.end < until {
             match self
                 .file
-                .read_at(&mut buffer.bytes[buffer.fresh.end..until], self.offset)
+                .read_at(&mut buffer.bytes[buffer.end..until], self.offset)
             {
                 Ok(0) => {
                     // The file became shorter; its end is here now.
@@ -123,38 +145,44 @@ impl Source<'_> {
                     break;
                 }
                 Ok(read) => {
-                    buffer.fresh.end += read;
+                    buffer.end += read;
                     self.offset += read as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.offset == self.length)
+        buffer.is_last = self.offset == self.length;
+        Ok(())
     }
 }
 
-/// What is left of the window before, then fresh bytes.
-#[derive(Clone)]
+/// Bytes of the file, with a reserve before them for what was left of the window before.
 struct Buffer {
     bytes: Vec<u8>,
-    fresh: Range<usize>,
+    reserve: usize,
+    end: usize,
+    is_last: bool,
 }
 
 impl Buffer {
-    fn with_room_for(length: usize) -> Self {
+    fn new(reserve: usize, length: usize) -> Self {
         Self {
-            bytes: vec![0; length],
-            fresh: 0..0,
+            bytes: vec![0; reserve + length],
+            reserve,
+            end: reserve,
+            is_last: false,
         }
     }
 
-    fn window(&self) -> &[u8] {
-        &self.bytes[..self.fresh.end]
+    fn fresh(&self) -> &[u8] {
+        &self.bytes[self.reserve..self.end]
     }
 
-    fn fresh(&self) -> &[u8] {
-        &self.bytes[self.fresh.clone()]
+    fn window_after(&mut self, left: &[u8]) -> &[u8] {
+        let start = self.reserve - left.len();
+        self.bytes[start..self.reserve].copy_from_slice(left);
+        &self.bytes[start..self.end]
     }
 }
 
