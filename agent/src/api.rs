@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use branchline_core::PeerId;
 use branchline_hashing::{Blake3Digest, ContentKey, Sha256Digest};
@@ -124,6 +124,7 @@ pub struct GetReport {
     /// Where the origin has the file.
     pub url: Url,
     /// Where it stands now.
+    #[serde(serialize_with = "readable")]
     pub path: PathBuf,
     /// Its length.
     pub bytes: u64,
@@ -237,6 +238,7 @@ pub struct Status {
     /// The version of the program.
     pub version: String,
     /// Where its state lies.
+    #[serde(serialize_with = "readable")]
     pub state_dir: PathBuf,
     /// Since its start.
     pub uptime_seconds: u64,
@@ -260,6 +262,7 @@ pub struct TransferStatus {
     /// Where the origin has the file.
     pub url: Url,
     /// Where it shall stand.
+    #[serde(serialize_with = "readable")]
     pub path: PathBuf,
     /// How far it is.
     #[serde(flatten)]
@@ -365,6 +368,12 @@ pub struct CacheEntry {
     pub last_used_unix_seconds: u64,
 }
 
+/// A report is to be read, even of a file whose name is not UTF-8; only in a request must a path be
+/// exact.
+fn readable<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -385,6 +394,30 @@ mod tests {
             "{shown}"
         );
         assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf8_can_be_reported_and_not_requested() {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(b"/tmp/\xff"));
+        let url = Url::parse("https://origin.example/f").expect("a URL");
+        let progress = Progress::default();
+        let status = TransferStatus {
+            url: url.clone(),
+            path: path.into(),
+            progress,
+        };
+        let json = serde_json::to_string(&status).expect("a replacement character");
+        assert!(json.contains("/tmp/\u{fffd}"), "{json}");
+        let request = GetRequest {
+            url,
+            path: path.into(),
+            sha256: None,
+            blake3: None,
+            headers: Vec::new(),
+            without_manifest: false,
+        };
+        assert!(serde_json::to_string(&request).is_err());
     }
 
     #[test]

@@ -3,3 +3,6 @@
 pub mod api;
 pub mod config;
 pub mod control;
+pub mod service;
+
+mod engine;

@@ -56,6 +56,15 @@ impl SegmentRange {
         (self.first..self.end()).contains(&index.0)
     }
 
+    /// What is left of it without `other`: what lies before, and what lies after.
+    pub fn without(&self, other: Self) -> impl Iterator<Item = Self> + use<> {
+        let before = self.first..self.end().min(other.first);
+        let after = self.first.max(other.end())..self.end();
+        [before, after].into_iter().filter_map(|rest| {
+            Self::new(SegmentIndex(rest.start), rest.end.saturating_sub(rest.start))
+        })
+    }
+
     /// Each index, in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = SegmentIndex> + use<> {
         (self.first..self.end()).map(SegmentIndex)
@@ -259,6 +268,18 @@ mod tests {
                 set.ranges().flat_map(|r| r.iter().map(|i| i.0).collect::<Vec<_>>()).collect();
             prop_assert_eq!(from_ranges, twin.into_iter().collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_range_without_another_is_what_lies_before_and_after() {
+        let range = |first, count| SegmentRange::new(SegmentIndex(first), count).expect("a range");
+        let rest = |other| range(10, 10).without(other).collect::<Vec<_>>();
+        assert_eq!(rest(range(0, 10)), [range(10, 10)]);
+        assert_eq!(rest(range(20, 10)), [range(10, 10)]);
+        assert_eq!(rest(range(0, 15)), [range(15, 5)]);
+        assert_eq!(rest(range(15, 9)), [range(10, 5)]);
+        assert_eq!(rest(range(12, 3)), [range(10, 2), range(15, 5)]);
+        assert_eq!(rest(range(5, 30)), []);
     }
 
     #[test]

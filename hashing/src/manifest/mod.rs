@@ -114,6 +114,12 @@ impl Manifest {
         &self.sha256
     }
 
+    /// Whether the SHA-256 is stated. A table that was made without reading the file twice leaves
+    /// it zero.
+    pub fn states_sha256(&self) -> bool {
+        self.sha256.as_bytes() != &[0; 32]
+    }
+
     /// Bytes of the file.
     pub fn file_length(&self) -> u64 {
         self.head.file_length()

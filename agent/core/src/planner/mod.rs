@@ -68,6 +68,11 @@ pub enum Action {
         /// What.
         range: SegmentRange,
     },
+    /// Nothing that this peer was asked for is wanted from it any more.
+    Interrupt {
+        /// Whom.
+        peer: PeerId,
+    },
     /// End the session with this peer.
     DropPeer {
         /// Whom.
@@ -161,6 +166,11 @@ impl Planner {
             && self.origin.access() == OriginAccess::Closed
             && !self.waits_for_joiners(now)
             && self.peers.is_idle()
+    }
+
+    /// What the origin is good for, as far as is known.
+    pub fn origin_access(&self) -> OriginAccess {
+        self.origin.access()
     }
 
     /// The segments that are there.
@@ -279,9 +289,7 @@ impl Planner {
         for peer in self.peers.stalled(now) {
             match self.peers.stall(now, peer) {
                 Some(freed) => {
-                    for range in ranges_of(&freed) {
-                        self.actions.push_back(Action::Cancel { peer, range });
-                    }
+                    self.actions.push_back(Action::Interrupt { peer });
                     self.reopen(freed);
                 }
                 None => self.drop_peer(now, peer, DropReason::Stalled),
@@ -363,7 +371,9 @@ impl Planner {
     /// What was still to be said to a peer that is gone.
     fn forget_actions(&mut self, gone: PeerId) {
         self.actions.retain(|action| match action {
-            Action::Request { peer, .. } | Action::Cancel { peer, .. } => *peer != gone,
+            Action::Request { peer, .. }
+            | Action::Cancel { peer, .. }
+            | Action::Interrupt { peer } => *peer != gone,
             Action::DropPeer { .. }
             | Action::FetchFromOrigin { .. }
             | Action::CancelOrigin { .. } => true,
@@ -390,14 +400,6 @@ impl Planner {
     fn length(&self, index: SegmentIndex) -> u32 {
         self.lengths.get(index.0 as usize).copied().unwrap_or(0)
     }
-}
-
-/// The fewest ranges that cover `indices`, which are in order.
-fn ranges_of(indices: &[SegmentIndex]) -> Vec<SegmentRange> {
-    indices
-        .chunk_by(|a, b| a.0 + 1 == b.0)
-        .filter_map(|run| SegmentRange::new(*run.first()?, u32::try_from(run.len()).ok()?))
-        .collect()
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ fn a_silent_peer_loses_its_requests_to_another() {
     let deadline = planner.next_deadline().expect("a deadline");
     planner.handle_timeout(deadline.at);
     let actions = drain(&mut planner);
-    assert!(matches!(actions[0], Action::Cancel { peer: p, .. } if p == peer(1)));
+    assert_eq!(actions[0], Action::Interrupt { peer: peer(1) });
     assert!(matches!(actions[1], Action::Request { peer: p, .. } if p == peer(2)));
 }
 
@@ -172,6 +172,11 @@ impl Branch {
             Action::Cancel { peer, range } => {
                 if let Some(queue) = self.owed.get_mut(&peer) {
                     queue.retain(|index| !range.contains(*index));
+                }
+            }
+            Action::Interrupt { peer } => {
+                if let Some(queue) = self.owed.get_mut(&peer) {
+                    queue.clear();
                 }
             }
             Action::DropPeer { peer, .. } => {

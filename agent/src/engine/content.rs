@@ -1,0 +1,97 @@
+//! A content that is being downloaded, or was a moment ago: what its peers are served from.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use branchline_core::SegmentSet;
+use branchline_hashing::{ContentKey, Manifest, SegmentIndex, VerifiedSegment};
+use bytes::Bytes;
+
+use crate::api::Trust;
+
+/// A content whose verified segments stand in a file of this machine.
+#[derive(Debug)]
+pub(crate) struct LocalContent {
+    pub(crate) key: ContentKey,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) trust: Trust,
+    encoded: OnceLock<Bytes>,
+    proved: AtomicBool,
+    /// Written by the one transfer, read by those who serve; never held across anything slow.
+    done: RwLock<SegmentSet>,
+    file: File,
+}
+
+impl LocalContent {
+    pub(crate) fn new(
+        key: ContentKey,
+        manifest: Arc<Manifest>,
+        trust: Trust,
+        done: SegmentSet,
+        file: File,
+    ) -> Self {
+        Self {
+            key,
+            manifest,
+            trust,
+            encoded: OnceLock::new(),
+            proved: AtomicBool::new(false),
+            done: RwLock::new(done),
+            file,
+        }
+    }
+
+    /// The manifest as it travels.
+    pub(crate) fn encoded_manifest(&self) -> Bytes {
+        self.encoded
+            .get_or_init(|| self.manifest.encode().into())
+            .clone()
+    }
+
+    /// Whether others may have it: not what only this machine's connection to the origin vouches
+    /// for, and not what a stranger's table describes before the whole has matched.
+    pub(crate) fn is_shared(&self) -> bool {
+        match self.trust {
+            Trust::Manifest => true,
+            Trust::Digest => self.proved.load(Ordering::Acquire),
+            Trust::Branch | Trust::Origin => false,
+        }
+    }
+
+    /// The whole file matches its digest.
+    pub(crate) fn mark_proved(&self) {
+        self.proved.store(true, Ordering::Release);
+    }
+
+    /// The segments that are verified and written.
+    pub(crate) fn done(&self) -> SegmentSet {
+        self.done
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// One more is.
+    pub(crate) fn mark_done(&self, index: SegmentIndex) {
+        self.done
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(index);
+    }
+
+    /// Reads a segment that is done, and verifies it once more: the file may have been changed by
+    /// anybody since it got its name.
+    pub(crate) fn read_verified(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
+        let done = self
+            .done
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(index);
+        let segment = self.manifest.segment(index).filter(|_| done)?;
+        let mut bytes = vec![0; segment.length as usize];
+        self.file.read_exact_at(&mut bytes, segment.offset).ok()?;
+        VerifiedSegment::verify(bytes.into(), segment.hash).ok()
+    }
+}

@@ -1,0 +1,459 @@
+//! One download from request to report.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use branchline_core::SegmentSet;
+use branchline_hashing::{ContentKey, Digest, Manifest, SegmentIndex};
+use branchline_origin::{OriginError, Remote, Retry, Target};
+use branchline_store::Store;
+
+use crate::api::{GetReport, GetRequest, Trust, without_password};
+use crate::engine::Shared;
+use crate::engine::content::LocalContent;
+use crate::engine::error::{Difference, GetError};
+use crate::engine::ingest::Job;
+use crate::engine::lookup::{self, Known};
+use crate::engine::partial::{Partial, PartialError};
+use crate::engine::plain::{self, Plain, PlainError};
+use crate::engine::planned::{Planned, PlannedError};
+use crate::engine::progress::Meter;
+use crate::engine::serving::{OnShelf, present_in_store};
+
+/// A file that changes while it is fetched is started anew so often.
+const ATTEMPTS: u32 = 4;
+
+/// Segments copied from the store between two words to the user.
+const COPY_SEGMENTS: usize = 512;
+
+/// Downloads one file. Dropping it stops at the next await; what is written stays.
+pub(super) async fn run(
+    shared: &Shared,
+    request: &GetRequest,
+    meter: &mut Meter,
+) -> Result<GetReport, GetError> {
+    let started = Instant::now();
+    let target = Target::new(request.url.as_str(), request.headers.clone())?;
+    let path = request.path.clone();
+    let partial = Arc::new(blocking(move || Partial::open(&path)).await?);
+    let download = Download {
+        shared,
+        request,
+        target,
+        partial,
+    };
+    let delivered = download.until_it_stands_still(meter).await?;
+    let progress = meter.progress();
+    Ok(GetReport {
+        url: without_password(&request.url),
+        path: request.path.clone(),
+        bytes: delivered.manifest.file_length(),
+        from_origin: progress.from_origin,
+        from_peers: progress.from_peers,
+        from_store: progress.from_store,
+        seconds: started.elapsed().as_secs_f64(),
+        content: delivered.key,
+        trust: delivered.trust,
+        notices: meter.notices().to_vec(),
+    })
+}
+
+struct Download<'a> {
+    shared: &'a Shared,
+    request: &'a GetRequest,
+    target: Target,
+    partial: Arc<Partial>,
+}
+
+/// A description of the file to fetch by segments, and how far it is believed.
+struct Table {
+    key: ContentKey,
+    manifest: Arc<Manifest>,
+    trust: Trust,
+    /// Whether peers are asked.
+    peers: bool,
+    /// Made by strangers: right only if the whole file has its digest.
+    provisional: bool,
+}
+
+/// All segments are in the partial file.
+struct Complete {
+    content: Arc<LocalContent>,
+    on_shelf: OnShelf,
+}
+
+/// Why an attempt did not end with the file.
+enum Attempt {
+    /// The file changed: ask again what it is.
+    Again(OriginError),
+    Failed(GetError),
+}
+
+impl<E: Into<GetError>> From<E> for Attempt {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        if let GetError::Origin(origin) = &error
+            && origin.retry() == Retry::StartAnew
+        {
+            return Self::Again(origin.clone());
+        }
+        Self::Failed(error)
+    }
+}
+
+impl Download<'_> {
+    async fn until_it_stands_still(
+        &self,
+        meter: &mut Meter,
+    ) -> Result<Arc<LocalContent>, GetError> {
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            match self.attempt(meter).await {
+                Ok(complete) => return self.deliver(complete).await,
+                Err(Attempt::Failed(error)) => return Err(error),
+                Err(Attempt::Again(error)) => {
+                    meter.notice(error.to_string()).await;
+                    last = Some(error);
+                }
+            }
+        }
+        let url = self.target.url().clone();
+        Err(match last {
+            Some(OriginError::Changed { now, .. }) => GetError::KeepsChanging { url, version: now },
+            Some(error) => error.into(),
+            None => GetError::Cancelled,
+        })
+    }
+
+    async fn attempt(&self, meter: &mut Meter) -> Result<Complete, Attempt> {
+        let known = lookup::ask(self.shared, &self.target, self.request).await?;
+        let Some(table) = self.table(&known).await else {
+            return self.plain(known, meter).await;
+        };
+        let provisional = table.provisional;
+        let complete = match self.planned(&known, table, meter).await {
+            Ok(complete) => complete,
+            // Nobody lied but the table: with the origin's word it is a wrong one.
+            Err(PlannedError::OriginMismatch { .. }) if provisional => {
+                return self.plain(known, meter).await;
+            }
+            Err(error) => return Err(self.explained(error, &known).await),
+        };
+        match self.first_wrong_digest(&known.digests, &complete).await? {
+            None => {
+                complete.content.mark_proved();
+                Ok(complete)
+            }
+            Some(expected) if provisional => {
+                tracing::warn!(%expected, "peers described another file than the digest's");
+                drop(complete);
+                self.partial.discard().map_err(GetError::from)?;
+                self.plain(known, meter).await
+            }
+            Some(expected) => Err(Attempt::Failed(GetError::Stale {
+                manifest: known.manifest_url.to_string(),
+                url: self.target.url().to_string(),
+                difference: Box::new(Difference::Digest { expected }),
+            })),
+        }
+    }
+
+    /// What describes the file segment by segment, if anything does.
+    async fn table(&self, known: &Known) -> Option<Table> {
+        if let Some(manifest) = &known.manifest {
+            let (key, manifest) = (manifest.content_key(), Arc::clone(manifest));
+            let trust = Trust::Manifest;
+            return Some(Table {
+                key,
+                manifest,
+                trust,
+                peers: true,
+                provisional: false,
+            });
+        }
+        let length = known.remote.as_ref().ok().and_then(Remote::length);
+        if let Some(digest) = known.digests.first() {
+            let key = ContentKey::of_digest(digest);
+            let trust = Trust::Digest;
+            if let Some(manifest) = self.kept(key).await {
+                return Some(Table {
+                    key,
+                    manifest,
+                    trust,
+                    peers: true,
+                    provisional: false,
+                });
+            }
+            let manifest = lookup::table_of_peers(self.shared, digest, length).await?;
+            let manifest = Arc::new(manifest);
+            return Some(Table {
+                key,
+                manifest,
+                trust,
+                peers: true,
+                provisional: true,
+            });
+        }
+        let remote = known
+            .remote
+            .as_ref()
+            .ok()
+            .filter(|remote| remote.validator.is_some())?;
+        let key = plain::key_of_version(remote, length?);
+        let manifest = self.kept(key).await?;
+        Some(Table {
+            key,
+            manifest,
+            trust: Trust::Origin,
+            peers: false,
+            provisional: false,
+        })
+    }
+
+    /// The table that an earlier download of the same content left here.
+    async fn kept(&self, key: ContentKey) -> Option<Arc<Manifest>> {
+        let store = self.shared.store.clone();
+        let record = blocking(move || store.content(&key)).await.ok()??;
+        Some(Arc::new(Manifest::decode(&record.manifest).ok()?))
+    }
+
+    /// Fetches what is missing, segment by segment.
+    async fn planned(
+        &self,
+        known: &Known,
+        table: Table,
+        meter: &mut Meter,
+    ) -> Result<Complete, PlannedError> {
+        let Table {
+            key,
+            manifest,
+            trust,
+            peers,
+            provisional,
+        } = table;
+        let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
+        let described = Arc::clone(&manifest);
+        let present = blocking(move || {
+            plain::forget(&store, partial.target());
+            partial.reserve(described.file_length())?;
+            partial.present(&described)
+        });
+        let present = present.await?;
+        meter.start(Some(manifest.file_length()));
+        meter.count_local(bytes_of(&manifest, &present));
+        let _hold = self
+            .shared
+            .store
+            .hold(manifest.segments().map(|segment| segment.hash));
+        let present = self.copy_from_store(&manifest, present, meter).await?;
+        let file = self.partial.handle()?;
+        let content = LocalContent::new(key, manifest, trust, present, file);
+        if !provisional {
+            content.mark_proved();
+        }
+        let content = Arc::new(content);
+        let on_shelf = self.shared.shelf.put(Arc::clone(&content));
+        let planned = Planned {
+            shared: self.shared,
+            content: &content,
+            partial: &self.partial,
+            target: &self.target,
+            remote: known.remote.as_ref().ok(),
+            peers,
+        };
+        planned.run(meter).await?;
+        Ok(Complete { content, on_shelf })
+    }
+
+    /// Copies what this machine holds of the file, whatever it belonged to.
+    async fn copy_from_store(
+        &self,
+        manifest: &Arc<Manifest>,
+        mut present: SegmentSet,
+        meter: &mut Meter,
+    ) -> Result<SegmentSet, PartialError> {
+        let (store, described) = (self.shared.store.clone(), Arc::clone(manifest));
+        let held = blocking(move || present_in_store(&store, &described)).await;
+        let wanted: Vec<_> = held
+            .iter()
+            .filter(|index| !present.contains(*index))
+            .collect();
+        for part in wanted.chunks(COPY_SEGMENTS) {
+            let (store, described) = (self.shared.store.clone(), Arc::clone(manifest));
+            let (partial, part) = (Arc::clone(&self.partial), part.to_vec());
+            let copied = blocking(move || copy(&store, &described, &partial, &part)).await?;
+            for index in copied {
+                present.insert(index);
+                meter.count_local(manifest.segment(index).map_or(0, |s| u64::from(s.length)));
+            }
+            meter.report(0, Some("this machine's store"));
+        }
+        Ok(present)
+    }
+
+    /// Fetches the file as one stream from the origin.
+    async fn plain(&self, known: Known, meter: &mut Meter) -> Result<Complete, Attempt> {
+        let remote = known.remote?;
+        let digests = known.digests;
+        if digests.is_empty() && self.shared.membership().count() > 0 {
+            let notice = format!(
+                "{}: no manifest and no digest says what the file must be, so peers were not asked; publish it with `branchline publish`, or give --sha256",
+                self.target.url()
+            );
+            meter.notice(notice).await;
+        }
+        meter.start(remote.length());
+        let plain = Plain {
+            shared: self.shared,
+            partial: &self.partial,
+            target: &self.target,
+            remote: &remote,
+            digests: &digests,
+        };
+        let manifest = plain.run(meter).await.map_err(|error| match error {
+            PlainError::Origin(error) => GetError::Origin(error),
+            PlainError::Local(error) => GetError::Local(error),
+            PlainError::WrongDigest { expected } => GetError::WrongDigest {
+                url: self.target.url().clone(),
+                expected,
+            },
+        })?;
+        let (key, trust) = match digests.first() {
+            Some(digest) => (ContentKey::of_digest(digest), Trust::Digest),
+            None => (
+                plain::key_of_version(&remote, manifest.file_length()),
+                Trust::Origin,
+            ),
+        };
+        let done = SegmentSet::full(manifest.segment_count());
+        let file = self.partial.handle().map_err(GetError::from)?;
+        let content = Arc::new(LocalContent::new(
+            key,
+            Arc::new(manifest),
+            trust,
+            done,
+            file,
+        ));
+        content.mark_proved();
+        let on_shelf = self.shared.shelf.put(Arc::clone(&content));
+        Ok(Complete { content, on_shelf })
+    }
+
+    /// Reads the whole file once more, if trust rests on its digest.
+    async fn first_wrong_digest(
+        &self,
+        digests: &[Digest],
+        complete: &Complete,
+    ) -> Result<Option<Digest>, GetError> {
+        if digests.is_empty() {
+            return Ok(None);
+        }
+        let (partial, digests) = (Arc::clone(&self.partial), digests.to_vec());
+        let length = complete.content.manifest.file_length();
+        Ok(blocking(move || partial.first_wrong_digest(&digests, length)).await?)
+    }
+
+    /// A mismatch at the origin is a changed file, or else a manifest that does not belong to it.
+    async fn explained(&self, error: PlannedError, known: &Known) -> Attempt {
+        match error {
+            PlannedError::Origin(error) => GetError::Origin(error).into(),
+            PlannedError::Local(error) => GetError::Local(error).into(),
+            PlannedError::NobodyHasIt => {
+                let unreachable = known.remote.as_ref().err().cloned();
+                let url = self.target.url().clone();
+                unreachable
+                    .map_or(GetError::NobodyHasIt { url }, GetError::Origin)
+                    .into()
+            }
+            PlannedError::OriginMismatch { index, mismatch } => {
+                if let Some(changed) = self.changed_since(known).await {
+                    return Attempt::Again(changed);
+                }
+                let segment = known
+                    .manifest
+                    .as_ref()
+                    .and_then(|manifest| manifest.segment(index));
+                let offset = segment.map_or(0, |segment| segment.offset);
+                Attempt::Failed(GetError::Stale {
+                    manifest: known.manifest_url.to_string(),
+                    url: self.target.url().to_string(),
+                    difference: Box::new(Difference::Segment {
+                        index,
+                        offset,
+                        mismatch,
+                    }),
+                })
+            }
+        }
+    }
+
+    /// The change, if the origin has another version now than when it was asked first.
+    async fn changed_since(&self, known: &Known) -> Option<OriginError> {
+        let was = &known.remote.as_ref().ok()?.version;
+        let now = self.shared.origin.probe(&self.target).await.ok()?.version;
+        was.differs(&now).then(|| {
+            let at = self.target.place();
+            OriginError::Changed {
+                at,
+                was: Box::new(was.clone()),
+                now: Box::new(now),
+            }
+        })
+    }
+
+    /// Gives the file its name, and its segments to the store.
+    async fn deliver(&self, complete: Complete) -> Result<Arc<LocalContent>, GetError> {
+        let Complete { content, on_shelf } = complete;
+        let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
+        let length = content.manifest.file_length();
+        blocking(move || {
+            partial.finish(length)?;
+            plain::forget(&store, partial.target());
+            Ok::<_, PartialError>(())
+        })
+        .await?;
+        let (url, path) = (&self.request.url, &self.request.path);
+        self.shared
+            .ingest
+            .add(Job::new(Arc::clone(&content), on_shelf, url, path));
+        Ok(content)
+    }
+}
+
+fn bytes_of(manifest: &Manifest, set: &SegmentSet) -> u64 {
+    let lengths = set.iter().filter_map(|index| manifest.segment(index));
+    lengths.map(|segment| u64::from(segment.length)).sum()
+}
+
+/// Copies segments out of the store; which were still there and right. Blocks.
+fn copy(
+    store: &Store,
+    manifest: &Manifest,
+    partial: &Partial,
+    wanted: &[SegmentIndex],
+) -> Result<Vec<SegmentIndex>, PartialError> {
+    let mut copied = Vec::with_capacity(wanted.len());
+    for index in wanted {
+        let Some(segment) = manifest.segment(*index) else {
+            continue;
+        };
+        // A store that cannot be read is a cache that misses.
+        if let Ok(Some(verified)) = store.read(segment.hash) {
+            partial.write(&verified, segment.offset)?;
+            copied.push(*index);
+        }
+    }
+    Ok(copied)
+}
+
+/// Runs what blocks off the async thread. A panic there is a panic here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down: whoever waits is dropped at the next await.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,387 @@
+//! What to believe about a file: the origin is asked what it has, and what describes it.
+//!
+//! In this order: a manifest the origin publishes; a digest known beforehand; the origin's own
+//! connection. Peers can supply the body of a manifest whose head the origin sent, and the table
+//! of a file whose digest is known: neither is believed before it is checked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use branchline_discovery::Membership;
+use branchline_exchange::Exchange;
+use branchline_hashing::{
+    ContentKey, Digest, Manifest, ManifestError, ManifestHead, SEGMENT_COUNT_LIMIT,
+    SegmentingParameters,
+};
+use branchline_origin::{
+    ByteRange, Document, Origin, OriginError, Remote, Retries, RetryPolicy, Target, manifest_url,
+};
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use url::Url;
+
+use crate::api::GetRequest;
+use crate::engine::Shared;
+use crate::engine::error::{Difference, GetError};
+use crate::engine::linux;
+
+/// How long peers may take to send a manifest before the origin is asked for it: a LAN sends
+/// 1 MiB in 10 ms, and a peer that cannot is no help anyway.
+const PEER_MANIFEST_TIME: Duration = Duration::from_millis(1500);
+
+/// The longest manifest there can be: head, table, SHA-256.
+const MANIFEST_LIMIT_BYTES: u64 =
+    ManifestHead::LENGTH as u64 + SEGMENT_COUNT_LIMIT as u64 * 36 + 32;
+
+/// The first question is given up sooner than a download that has begun: somebody waits to hear
+/// that the address is wrong. At once, where peers can deliver without the origin.
+fn at_first(others_may: bool) -> Retries {
+    let policy = RetryPolicy {
+        failures: if others_may { 1 } else { 5 },
+        give_up_after: Duration::from_secs(30),
+        ..RetryPolicy::default()
+    };
+    Retries::new(policy, linux::random)
+}
+
+/// What is known about a file before its bytes are fetched.
+pub(crate) struct Known {
+    /// What the origin said; or why it did not, when somebody else may still deliver.
+    pub(crate) remote: Result<Remote, OriginError>,
+    /// What describes it.
+    pub(crate) manifest: Option<Arc<Manifest>>,
+    /// Where the manifest is.
+    pub(crate) manifest_url: Url,
+    /// Digests the whole file must have: the user's, or else the origin's.
+    pub(crate) digests: Vec<Digest>,
+}
+
+/// Asks the origin about `target`, and for its manifest at the same time.
+pub(crate) async fn ask(
+    shared: &Shared,
+    target: &Target,
+    request: &GetRequest,
+) -> Result<Known, GetError> {
+    let beside = manifest_url(target.url());
+    let others_may = !users_digests(request).is_empty() && shared.membership().count() > 0;
+    let (mut patience, mut patience_for_manifest) = (at_first(others_may), at_first(others_may));
+    let probe = patience.run(|| shared.origin.probe(target));
+    let early = async {
+        if request.without_manifest {
+            return Ok(None);
+        }
+        patience_for_manifest
+            .run(|| fetch_manifest(shared, target, &beside))
+            .await
+    };
+    let (remote, manifest) = tokio::join!(probe, early);
+    let mut digests = users_digests(request);
+    let remote = match remote {
+        Ok(remote) => Ok(remote),
+        Err(error) if peers_may_do(&error) && !digests.is_empty() => Err(error),
+        Err(error) => return Err(error.into()),
+    };
+    let (manifest, manifest_url) =
+        linked_manifest(shared, target, request, &remote, manifest, beside).await?;
+    if let Ok(remote) = &remote {
+        if let Some(manifest) = &manifest {
+            check_belongs(manifest, remote, target, &manifest_url)?;
+        } else if digests.is_empty() {
+            digests.clone_from(&remote.digests);
+        }
+    }
+    if let Some(manifest) = &manifest {
+        check_digests(manifest, &digests, target, &manifest_url)?;
+    }
+    Ok(Known {
+        remote,
+        manifest: manifest.map(Arc::new),
+        manifest_url,
+        digests,
+    })
+}
+
+/// A `Link` header that names another place counts before the file beside.
+async fn linked_manifest(
+    shared: &Shared,
+    target: &Target,
+    request: &GetRequest,
+    remote: &Result<Remote, OriginError>,
+    early: Result<Option<Found>, OriginError>,
+    beside: Url,
+) -> Result<(Option<Manifest>, Url), GetError> {
+    let link = remote
+        .as_ref()
+        .ok()
+        .and_then(|remote| remote.manifest_link.clone());
+    let (found, url) = match link.filter(|link| !request.without_manifest && *link != beside) {
+        Some(link) => {
+            let found = at_first(false)
+                .run(|| fetch_manifest(shared, target, &link))
+                .await?;
+            (found, link)
+        }
+        None => match early {
+            Ok(found) => (found, beside),
+            // The manifest is a help, not a condition: without it the file still comes.
+            Err(error) => {
+                tracing::warn!(%error, "the manifest could not be asked for");
+                (None, beside)
+            }
+        },
+    };
+    match found {
+        None => Ok((None, url)),
+        Some(Found::Manifest(manifest)) => Ok((Some(*manifest), url)),
+        Some(Found::Unusable(error)) => Err(GetError::BadManifest {
+            manifest: url,
+            why: error.to_string(),
+        }),
+    }
+}
+
+fn users_digests(request: &GetRequest) -> Vec<Digest> {
+    let sha256 = request.sha256.map(Digest::Sha256);
+    sha256
+        .into_iter()
+        .chain(request.blake3.map(Digest::Blake3))
+        .collect()
+}
+
+/// The origin decides who may have a file; a network that is down decides nothing.
+fn peers_may_do(error: &OriginError) -> bool {
+    match error {
+        OriginError::Unavailable { .. }
+        | OriginError::Network { .. }
+        | OriginError::Stalled { .. }
+        | OriginError::Truncated { .. } => true,
+        OriginError::UnsupportedScheme { .. }
+        | OriginError::Refused { .. }
+        | OriginError::NotFound { .. }
+        | OriginError::Overlong { .. }
+        | OriginError::Changed { .. }
+        | OriginError::CannotResume { .. }
+        | OriginError::BadRange { .. }
+        | OriginError::BadAnswer { .. }
+        | OriginError::TooManyRedirects { .. } => false,
+    }
+}
+
+fn check_belongs(
+    manifest: &Manifest,
+    remote: &Remote,
+    target: &Target,
+    manifest_url: &Url,
+) -> Result<(), GetError> {
+    let manifest_bytes = manifest.file_length();
+    match remote.length() {
+        Some(origin_bytes) if origin_bytes != manifest_bytes => Err(GetError::Stale {
+            manifest: manifest_url.to_string(),
+            url: target.url().to_string(),
+            difference: Box::new(Difference::Length {
+                manifest_bytes,
+                origin_bytes,
+            }),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_digests(
+    manifest: &Manifest,
+    digests: &[Digest],
+    target: &Target,
+    manifest_url: &Url,
+) -> Result<(), GetError> {
+    let differs = digests.iter().find(|digest| match digest {
+        Digest::Sha256(sha256) => manifest.states_sha256() && sha256 != manifest.sha256(),
+        Digest::Blake3(_) => false,
+    });
+    match differs {
+        None => Ok(()),
+        Some(expected) => Err(GetError::Stale {
+            manifest: manifest_url.to_string(),
+            url: target.url().to_string(),
+            difference: Box::new(Difference::Digest {
+                expected: *expected,
+            }),
+        }),
+    }
+}
+
+/// A document at a manifest's place.
+enum Found {
+    Manifest(Box<Manifest>),
+    Unusable(ManifestError),
+}
+
+/// Brings the manifest at `url`: the head from the origin, the rest from a peer that has it.
+/// Without peers, all of it from the origin in one request.
+async fn fetch_manifest(
+    shared: &Shared,
+    target: &Target,
+    url: &Url,
+) -> Result<Option<Found>, OriginError> {
+    let members = shared.membership();
+    let Some(exchange) = shared.exchange.as_ref().filter(|_| members.count() > 0) else {
+        return whole_manifest(&shared.origin, target, url).await;
+    };
+    let head_only = ByteRange::new(0, ManifestHead::LENGTH as u64);
+    let document = shared
+        .origin
+        .document(target, url, head_only, MANIFEST_LIMIT_BYTES)
+        .await?;
+    let Some(Document { bytes, .. }) = document else {
+        return Ok(None);
+    };
+    let head = match ManifestHead::decode(&bytes) {
+        Ok(head) => head,
+        Err(error) => return Ok(unusable(error)),
+    };
+    let key = head.content_key();
+    let right = |manifest: &Manifest| manifest.content_key() == key;
+    let from_peers = manifests_of_peers(exchange, &members, key, limit_of(&head));
+    match from_peers.first(right).await {
+        Some(manifest) => Ok(Some(Found::Manifest(Box::new(manifest)))),
+        None => rest_of_manifest(&shared.origin, target, url, head).await,
+    }
+}
+
+async fn whole_manifest(
+    origin: &Origin,
+    target: &Target,
+    url: &Url,
+) -> Result<Option<Found>, OriginError> {
+    let document = origin
+        .document(target, url, None, MANIFEST_LIMIT_BYTES)
+        .await?;
+    Ok(
+        document.and_then(|document| match Manifest::decode(&document.bytes) {
+            Ok(manifest) => Some(Found::Manifest(Box::new(manifest))),
+            Err(error) => unusable(error),
+        }),
+    )
+}
+
+async fn rest_of_manifest(
+    origin: &Origin,
+    target: &Target,
+    url: &Url,
+    head: ManifestHead,
+) -> Result<Option<Found>, OriginError> {
+    let rest = ByteRange::new(ManifestHead::LENGTH as u64, head.body_length());
+    let document = origin
+        .document(target, url, rest, MANIFEST_LIMIT_BYTES)
+        .await?;
+    match document.map(|body| Manifest::from_parts(head, &body.bytes)) {
+        Some(Ok(manifest)) => Ok(Some(Found::Manifest(Box::new(manifest)))),
+        // Head and body of two versions: it was published anew in between.
+        Some(Err(_)) => whole_manifest(origin, target, url).await,
+        None => Ok(None),
+    }
+}
+
+/// Servers that answer every address with some page have no manifest; a damaged one is an error.
+fn unusable(error: ManifestError) -> Option<Found> {
+    let head = ManifestHead::LENGTH as u64;
+    let other_document = error == ManifestError::Magic
+        || matches!(error, ManifestError::Truncated { found, .. } if found < head);
+    (!other_document).then_some(Found::Unusable(error))
+}
+
+fn limit_of(head: &ManifestHead) -> usize {
+    usize::try_from(head.body_length())
+        .unwrap_or(usize::MAX)
+        .saturating_add(ManifestHead::LENGTH)
+}
+
+/// Manifests that peers are about to send.
+struct PeerManifests(JoinSet<Option<Bytes>>);
+
+/// Asks every member that holds `key` for its manifest.
+fn manifests_of_peers(
+    exchange: &Exchange,
+    members: &Membership,
+    key: ContentKey,
+    limit_bytes: usize,
+) -> PeerManifests {
+    let mut asked = JoinSet::new();
+    for member in members.members().values() {
+        let join = exchange.join(member.peer_id, member.exchange_addresses.clone(), key);
+        asked.spawn(async move {
+            let session = join.await.ok()?;
+            session.manifest(limit_bytes).await.ok()?
+        });
+    }
+    PeerManifests(asked)
+}
+
+impl PeerManifests {
+    /// The first that decodes and passes `right`.
+    async fn first(mut self, right: impl Fn(&Manifest) -> bool) -> Option<Manifest> {
+        let search = async {
+            while let Some(end) = self.0.join_next().await {
+                let bytes = end.ok().flatten();
+                let manifest = bytes.and_then(|bytes| Manifest::decode(&bytes).ok());
+                if let Some(manifest) = manifest.filter(&right) {
+                    return Some(manifest);
+                }
+            }
+            None
+        };
+        tokio::time::timeout(PEER_MANIFEST_TIME, search)
+            .await
+            .ok()
+            .flatten()
+    }
+
+    /// The one that most peers agree on. For tables nobody can check yet.
+    async fn most_common(mut self, right: impl Fn(&Manifest) -> bool) -> Option<Manifest> {
+        let mut found: Vec<(Bytes, usize)> = Vec::new();
+        let collect = async {
+            while let Some(end) = self.0.join_next().await {
+                let Some(bytes) = end.ok().flatten() else {
+                    continue;
+                };
+                match found.iter_mut().find(|(known, _)| *known == bytes) {
+                    Some((_, votes)) => *votes += 1,
+                    None => found.push((bytes, 1)),
+                }
+            }
+        };
+        // Whoever is late has no vote.
+        let _ = tokio::time::timeout(PEER_MANIFEST_TIME, collect).await;
+        found.sort_by_key(|(_, votes)| std::cmp::Reverse(*votes));
+        let decoded = found
+            .iter()
+            .filter_map(|(bytes, _)| Manifest::decode(bytes).ok());
+        decoded.into_iter().find(|manifest| right(manifest))
+    }
+}
+
+/// The table of fixed segments that peers have for content with this digest: provisional until
+/// the whole file matches.
+pub(crate) async fn table_of_peers(
+    shared: &Shared,
+    digest: &Digest,
+    length: Option<u64>,
+) -> Option<Manifest> {
+    let exchange = shared.exchange.as_ref()?;
+    let key = ContentKey::of_digest(digest);
+    let fixed = SegmentingParameters::FIXED;
+    let limit = length.map_or(MANIFEST_LIMIT_BYTES, |length| {
+        let segments = length.div_ceil(u64::from(fixed.max()));
+        ManifestHead::LENGTH as u64 + segments * 36 + 32
+    });
+    let asked = manifests_of_peers(
+        exchange,
+        &shared.membership(),
+        key,
+        usize::try_from(limit).unwrap_or(usize::MAX),
+    );
+    let right = |manifest: &Manifest| {
+        manifest.parameters() == fixed
+            && length.is_none_or(|length| length == manifest.file_length())
+    };
+    asked.most_common(right).await
+}

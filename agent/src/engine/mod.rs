@@ -1,0 +1,246 @@
+//! Carries out downloads: asks what to believe, fetches, delivers, caches.
+//!
+//! [`Engine`] is one per process; each download is a task of its own with its own partial file,
+//! writer thread and planner. Nothing here decides whom to ask for what: `branchline_core`'s
+//! planner does.
+
+mod content;
+mod download;
+mod error;
+mod ingest;
+mod links;
+mod linux;
+mod lookup;
+mod origin_run;
+mod partial;
+mod plain;
+mod planned;
+mod progress;
+mod serving;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use branchline_core::PeerId;
+use branchline_discovery::Membership;
+use branchline_exchange::{ContentSource, Exchange};
+use branchline_hashing::{ContentKey, Manifest};
+use branchline_origin::Origin;
+use branchline_store::Store;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{ByteCounts, GetEvent, GetRequest, Progress, TransferStatus, without_password};
+use crate::engine::error::GetError;
+use crate::engine::ingest::Ingest;
+use crate::engine::progress::{Meter, Totals};
+use crate::engine::serving::Shelf;
+
+/// Events of one download that wait for its listener.
+const EVENT_QUEUE: usize = 64;
+
+/// What every download shares.
+pub(crate) struct Shared {
+    pub(crate) origin: Origin,
+    pub(crate) store: Store,
+    pub(crate) exchange: Option<Exchange>,
+    pub(crate) members: watch::Receiver<Arc<Membership>>,
+    pub(crate) shelf: Arc<Shelf>,
+    ingest: Ingest,
+    totals: Arc<Totals>,
+    running: Arc<Mutex<BTreeMap<u64, TransferStatus>>>,
+    next_id: AtomicU64,
+}
+
+impl Shared {
+    /// The agents that are here now.
+    pub(crate) fn membership(&self) -> Arc<Membership> {
+        Arc::clone(&self.members.borrow())
+    }
+}
+
+/// The parts an engine is made of.
+pub(crate) struct Parts {
+    pub(crate) origin: Origin,
+    pub(crate) store: Store,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) exchange: Option<Exchange>,
+    pub(crate) members: watch::Receiver<Arc<Membership>>,
+}
+
+/// Downloads files. See the module's text.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    downloads: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What an exchange serves from: made before the engine, for the exchange comes first.
+pub(crate) fn shelf(store: &Store) -> (Arc<Shelf>, Arc<dyn ContentSource>) {
+    let shelf = Shelf::new(store.clone());
+    let source: Arc<dyn ContentSource> = Arc::clone(&shelf) as Arc<dyn ContentSource>;
+    (shelf, source)
+}
+
+impl Engine {
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(crate) fn start(parts: Parts) -> std::io::Result<Self> {
+        let Parts {
+            origin,
+            store,
+            shelf,
+            exchange,
+            members,
+        } = parts;
+        let shared = Shared {
+            ingest: Ingest::start(store.clone())?,
+            origin,
+            store,
+            exchange,
+            members,
+            shelf,
+            totals: Arc::default(),
+            running: Arc::default(),
+            next_id: AtomicU64::new(1),
+        };
+        let (downloads, stop) = (TaskTracker::new(), CancellationToken::new());
+        Ok(Self {
+            shared: Arc::new(shared),
+            downloads,
+            stop,
+        })
+    }
+
+    /// Starts a download. Its last event is `Done` or `Failed`; dropping the receiver cancels it.
+    pub(crate) fn get(&self, request: GetRequest) -> mpsc::Receiver<GetEvent> {
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
+        self.downloads.spawn(async move {
+            let entry = Entry::new(&shared, &request);
+            let (id, running) = (entry.id, Arc::clone(&shared.running));
+            let shown = move |progress: &Progress| {
+                if let Some(status) = lock(&running).get_mut(&id) {
+                    status.progress = progress.clone();
+                }
+            };
+            let mut meter = Meter::new(Arc::clone(&shared.totals), events.clone(), shown);
+            let result = tokio::select! {
+                result = download::run(&shared, &request, &mut meter) => result,
+                () = events.closed() => Err(GetError::Cancelled),
+                () = stop.cancelled() => Err(GetError::Cancelled),
+            };
+            drop(entry);
+            let last = match result {
+                Ok(report) => GetEvent::Done(report),
+                Err(error) => GetEvent::Failed(error.into()),
+            };
+            // Nobody listening is what cancels downloads; then nobody needs the last word.
+            let _ = events.send(last).await;
+        });
+        receiver
+    }
+
+    /// The downloads that run now.
+    pub(crate) fn running(&self) -> Vec<TransferStatus> {
+        lock(&self.shared.running).values().cloned().collect()
+    }
+
+    /// What moved since the start.
+    pub(crate) fn counts(&self) -> ByteCounts {
+        let uploads = self.shared.exchange.as_ref().map(Exchange::upload_stats);
+        self.shared
+            .totals
+            .counts(uploads.map_or(0, |uploads| uploads.total_bytes))
+    }
+
+    /// What came from each peer since the start.
+    pub(crate) fn bytes_by_peer(&self) -> BTreeMap<PeerId, u64> {
+        self.shared.totals.by_peer()
+    }
+
+    /// What every download shares, for those who report on it.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Ends downloads (their partial files stay), then the exchange, then caching: at once, or
+    /// after all finished downloads are cached if `finish_caching`. Closes the store.
+    pub(crate) async fn shut_down(self, finish_caching: bool) {
+        if !finish_caching {
+            self.stop.cancel();
+        }
+        self.downloads.close();
+        self.downloads.wait().await;
+        let Some(shared) = Arc::into_inner(self.shared) else {
+            tracing::warn!("the engine is still in use; it is left to the end of the process");
+            return;
+        };
+        let Shared {
+            exchange,
+            ingest,
+            store,
+            ..
+        } = shared;
+        if let Some(exchange) = exchange {
+            exchange.shut_down().await;
+        }
+        ingest.shut_down(finish_caching).await;
+        if let Err(error) = store.flush_and_close() {
+            tracing::warn!(%error, "closing the store failed");
+        }
+    }
+}
+
+/// How many segments of a content are in the store, and how many it has. Blocks.
+pub(crate) fn segments_present(store: &Store, key: &ContentKey) -> Option<(u32, u32)> {
+    let record = store.content(key).ok()??;
+    let manifest = Manifest::decode(&record.manifest).ok()?;
+    Some((
+        serving::present_in_store(store, &manifest).len(),
+        manifest.segment_count(),
+    ))
+}
+
+/// The size of the file system that `path` lies on. Blocks for a moment.
+pub(crate) fn file_system_bytes(path: &Path) -> std::io::Result<u64> {
+    linux::file_system_bytes(path)
+}
+
+/// A download's line in `status`, as long as it runs.
+struct Entry {
+    id: u64,
+    running: Arc<Mutex<BTreeMap<u64, TransferStatus>>>,
+}
+
+impl Entry {
+    fn new(shared: &Shared, request: &GetRequest) -> Self {
+        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let status = TransferStatus {
+            url: without_password(&request.url),
+            path: request.path.clone(),
+            progress: Progress::default(),
+        };
+        lock(&shared.running).insert(id, status);
+        Self {
+            id,
+            running: Arc::clone(&shared.running),
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.running).remove(&self.id);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,304 @@
+//! The file a download grows in: hidden, beside its target, renamed only when it is complete.
+//!
+//! Invariants: the target's name never shows anything but a complete file; a partial file has one
+//! writer, who holds its lock; it outlives every interruption. Nothing is recorded about what it
+//! holds: whoever goes on with it hashes what is there against the manifest.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use branchline_core::SegmentSet;
+use branchline_hashing::{Digest, Digester, Manifest, SegmentHash, VerifiedSegment};
+
+use crate::engine::linux;
+
+/// Why the local side of a download failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PartialError {
+    /// The target has no usable name or folder.
+    #[error("cannot write to {}: {why}; name a file in an existing folder with -o", path.display())]
+    BadTarget {
+        /// The target.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
+    /// Another download writes to the same target.
+    #[error("{} is being downloaded already; wait for that download or choose another name with -o", path.display())]
+    InUse {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Not enough room.
+    #[error("no room for {} in {}: {needed} more bytes are needed; free some space and run the same command again, it goes on where it stopped", path.display(), folder.display())]
+    DiskFull {
+        /// The target.
+        path: PathBuf,
+        /// Its folder.
+        folder: PathBuf,
+        /// What it takes, in bytes.
+        needed: u64,
+    },
+    /// Another error of the file system.
+    #[error("cannot {doing} {}: {source}; check the folder's permissions and disk, then run the same command again", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Read at a time when the whole file is digested; measured: less costs more a byte.
+const READ_BYTES: usize = 1 << 20;
+
+/// A partial file, locked. See the module's text.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    file: File,
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Partial {
+    /// Opens or makes the partial file of `target` and locks it.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to, or another download has the lock.
+    pub(crate) fn open(target: &Path) -> Result<Self, PartialError> {
+        let bad = |why| PartialError::BadTarget {
+            path: target.to_owned(),
+            why,
+        };
+        let name = target.file_name().ok_or_else(|| bad("it names no file"))?;
+        if target.is_dir() {
+            return Err(bad("it is a folder"));
+        }
+        let path = target.with_file_name(partial_name(name));
+        let fail = |doing| {
+            let path = path.clone();
+            move |source| PartialError::Io {
+                doing,
+                path,
+                source,
+            }
+        };
+        // Whatever else stands there under that name (a link, a pipe) is not followed.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(linux::NO_FOLLOW)
+            .open(&path)
+            .map_err(fail("create"))?;
+        match linux::try_lock(&file) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(PartialError::InUse {
+                    path: target.to_owned(),
+                });
+            }
+            Err(source) => return Err(fail("lock")(source)),
+        }
+        let metadata = file.metadata().map_err(fail("inspect"))?;
+        if !metadata.is_file() || metadata.nlink() > 1 {
+            return Err(bad("its partial file is not a plain file with one name"));
+        }
+        // Between opening and locking another download may have given the file its final name.
+        let named = std::fs::symlink_metadata(&path).map_err(fail("inspect"))?;
+        if (named.dev(), named.ino()) != (metadata.dev(), metadata.ino()) {
+            return Err(PartialError::InUse {
+                path: target.to_owned(),
+            });
+        }
+        Ok(Self {
+            file,
+            path,
+            target: target.to_owned(),
+        })
+    }
+
+    /// Gives the file its full length and reserves the room for it.
+    ///
+    /// # Errors
+    /// [`PartialError::DiskFull`] before a byte has been fetched in vain.
+    pub(crate) fn reserve(&self, length: u64) -> Result<(), PartialError> {
+        let present = self.file.metadata().map_err(|e| self.fail("inspect", e))?;
+        if present.len() != length {
+            self.file
+                .set_len(length)
+                .map_err(|e| self.fail("resize", e))?;
+        }
+        linux::reserve(&self.file, length).map_err(|source| match is_full(&source) {
+            true => {
+                let held = present.blocks() * 512;
+                let folder = self.path.parent().unwrap_or(Path::new("/")).to_owned();
+                let needed = length.saturating_sub(held);
+                PartialError::DiskFull {
+                    path: self.target.clone(),
+                    folder,
+                    needed,
+                }
+            }
+            false => self.fail("reserve room for", source),
+        })
+    }
+
+    /// The segments of `manifest` that are in the file already, found by hashing them.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn present(&self, manifest: &Manifest) -> Result<SegmentSet, PartialError> {
+        let mut present = SegmentSet::empty(manifest.segment_count());
+        let mut buffer = Vec::new();
+        let mut data_until = 0;
+        for segment in manifest.segments() {
+            if segment.offset >= data_until {
+                match linux::next_data(&self.file, segment.offset) {
+                    Ok(Some(data)) if data.start < segment.offset + u64::from(segment.length) => {
+                        data_until = data.end;
+                    }
+                    Ok(Some(_)) => continue,
+                    Ok(None) => break,
+                    Err(error) => return Err(self.fail("read", error)),
+                }
+            }
+            buffer.resize(segment.length as usize, 0);
+            match self.file.read_exact_at(&mut buffer, segment.offset) {
+                Ok(()) if SegmentHash::of(&buffer) == segment.hash => {
+                    present.insert(segment.index);
+                }
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(self.fail("read", error)),
+            }
+        }
+        Ok(present)
+    }
+
+    /// Writes a segment that is known to be right.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(crate) fn write(&self, segment: &VerifiedSegment, offset: u64) -> Result<(), PartialError> {
+        self.file
+            .write_all_at(segment.bytes(), offset)
+            .map_err(|e| self.fail("write", e))
+    }
+
+    /// The first of `digests` that the first `length` bytes do not have.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn first_wrong_digest(
+        &self,
+        digests: &[Digest],
+        length: u64,
+    ) -> Result<Option<Digest>, PartialError> {
+        let mut digesters: Vec<_> = digests.iter().map(Digester::for_digest).collect();
+        let mut buffer = vec![0; READ_BYTES];
+        let mut offset = 0;
+        while offset < length {
+            let rest = usize::try_from(length - offset).unwrap_or(usize::MAX);
+            let part = &mut buffer[..rest.min(READ_BYTES)];
+            self.file
+                .read_exact_at(part, offset)
+                .map_err(|e| self.fail("read", e))?;
+            digesters
+                .iter_mut()
+                .for_each(|digester| digester.update(part));
+            offset += part.len() as u64;
+        }
+        let mut results = digests.iter().zip(digesters);
+        Ok(results
+            .find(|(_, digester)| !digester.clone().matches())
+            .map(|(digest, _)| *digest))
+    }
+
+    /// A second handle on the file, for the writer and for those who serve from it.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub(crate) fn handle(&self) -> Result<File, PartialError> {
+        self.file.try_clone().map_err(|e| self.fail("open", e))
+    }
+
+    /// The file it becomes.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Makes the complete file durable and gives it its name.
+    ///
+    /// # Errors
+    /// When the disk or the folder refuses; the partial file stays.
+    pub(crate) fn finish(&self, length: u64) -> Result<(), PartialError> {
+        self.file
+            .set_len(length)
+            .map_err(|e| self.fail("resize", e))?;
+        if let Ok(old) = std::fs::metadata(&self.target) {
+            // Best effort: on some file systems modes cannot be changed at all.
+            let _ = self.file.set_permissions(old.permissions());
+        }
+        self.file.sync_all().map_err(|e| self.fail("write", e))?;
+        std::fs::rename(&self.path, &self.target).map_err(|e| self.fail("rename", e))?;
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        File::open(folder)
+            .and_then(|f| f.sync_all())
+            .map_err(|e| self.fail("record", e))
+    }
+
+    /// Keeps at most the first `limit` bytes, cuts off the rest, and says how many there are.
+    pub(crate) fn keep_first(&self, limit: u64) -> u64 {
+        let present = self.file.metadata().map_or(0, |metadata| metadata.len());
+        match self.file.set_len(present.min(limit)) {
+            Ok(()) => present.min(limit),
+            Err(_) => 0,
+        }
+    }
+
+    /// Throws away what is there: it turned out to be other content.
+    ///
+    /// # Errors
+    /// When the file cannot be cut.
+    pub(crate) fn discard(&self) -> Result<(), PartialError> {
+        self.file.set_len(0).map_err(|e| self.fail("empty", e))
+    }
+
+    /// What the system refused to do with this file.
+    pub(crate) fn fail(&self, doing: &'static str, source: io::Error) -> PartialError {
+        match is_full(&source) {
+            true => PartialError::DiskFull {
+                path: self.target.clone(),
+                folder: self.path.parent().unwrap_or(Path::new("/")).to_owned(),
+                needed: 1,
+            },
+            false => PartialError::Io {
+                doing,
+                path: self.path.clone(),
+                source,
+            },
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// `.NAME.branchline-part`: hidden, and recognisable for those who clean up.
+fn partial_name(target: &std::ffi::OsStr) -> OsString {
+    let mut name = OsString::from(".");
+    name.push(target);
+    name.push(".branchline-part");
+    name
+}

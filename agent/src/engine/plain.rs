@@ -1,0 +1,319 @@
+//! A download without a manifest: one stream from the origin, in order.
+//!
+//! On the way a table of fixed segments is made, so that the next version of this machine's needs
+//! finds the bytes in the store, and so that peers can be served once a digest has vouched for the
+//! whole.
+//!
+//! To go on after an interruption a note in the store says which version the partial file belongs
+//! to and how much of it has been made durable. Within one boot everything written counts (the
+//! page cache outlives processes); after a reboot only what was synced does.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use branchline_core::planner::Source;
+use branchline_hashing::{
+    ContentKey, Digest, Digester, Manifest, ManifestBuilder, SegmentHash, SegmentingParameters,
+    Sha256Digest,
+};
+use branchline_origin::{ByteRange, OriginError, Remote, Resume, Target};
+use branchline_store::Store;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::Shared;
+use crate::engine::linux;
+use crate::engine::origin_run::retries;
+use crate::engine::partial::{Partial, PartialError};
+use crate::engine::progress::Meter;
+
+/// Chunks between the network and the disk; the origin's are 16 KiB on average, so 4 MiB.
+const QUEUE_CHUNKS: usize = 256;
+
+/// What may be lost to a power failure: a second or more of any WAN.
+const SYNC_EVERY_BYTES: u64 = 64 << 20;
+
+/// Why a plain download ended without its file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlainError {
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    #[error(transparent)]
+    Local(#[from] PartialError),
+    #[error("the file has another digest than the {expected} that was asked for")]
+    WrongDigest { expected: Digest },
+}
+
+/// What the partial file belongs to. Kept in the store under the target's path.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    url: String,
+    validator: String,
+    length: u64,
+    boot_id: String,
+    synced_bytes: u64,
+}
+
+/// A plain download.
+pub(crate) struct Plain<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) partial: &'a Partial,
+    pub(crate) target: &'a Target,
+    pub(crate) remote: &'a Remote,
+    /// All of these the whole file must have.
+    pub(crate) digests: &'a [Digest],
+}
+
+impl Plain<'_> {
+    /// Fetches the whole file into the partial file, and gives the table made on the way.
+    pub(crate) async fn run(self, meter: &mut Meter) -> Result<Manifest, PlainError> {
+        let note = self.note();
+        let start = self.resumable(note.as_ref());
+        let recorder = Recorder::new(&self, note);
+        let (chunks, queue) = mpsc::channel(QUEUE_CHUNKS);
+        let (end, ended) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("branchline-write".into())
+            .spawn(move || {
+                // Nobody waiting means that the download was cancelled.
+                let _ = end.send(recorder.run(start, queue));
+            })
+            .map_err(|error| self.partial.fail("start a thread for", error))?;
+        meter.count_local(start);
+        let fetched = self.fetch(start, chunks, meter).await;
+        let recorded = ended
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the writer's thread ended")));
+        // A disk that failed is why the origin's stream ended.
+        let recorded = recorded.map_err(|error| self.partial.fail("write", error))?;
+        fetched?;
+        self.check(recorded)
+    }
+
+    async fn fetch(
+        &self,
+        start: u64,
+        chunks: mpsc::Sender<Bytes>,
+        meter: &mut Meter,
+    ) -> Result<(), PlainError> {
+        if self.remote.length() == Some(start) {
+            return Ok(());
+        }
+        let rest = self
+            .remote
+            .length()
+            .and_then(|end| ByteRange::new(start, end - start));
+        let resume = Resume::WithStrongValidator;
+        let mut reader = self
+            .shared
+            .origin
+            .read(self.target, self.remote, rest, resume, retries());
+        let mut progress = tokio::time::interval(super::planned::PROGRESS_EVERY);
+        loop {
+            tokio::select! {
+                chunk = reader.chunk() => {
+                    let Some(chunk) = chunk? else { return Ok(()) };
+                    let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+                    if chunks.send(chunk).await.is_err() {
+                        return Ok(());
+                    }
+                    meter.count(Source::Origin, bytes);
+                }
+                _ = progress.tick() => meter.report(0, Some("the origin")),
+            }
+        }
+    }
+
+    fn check(&self, recorded: Recorded) -> Result<Manifest, PlainError> {
+        for (digester, expected) in recorded.digesters.into_iter().zip(self.digests) {
+            if !digester.matches() {
+                self.partial.discard()?;
+                forget(&self.shared.store, self.partial.target());
+                return Err(PlainError::WrongDigest {
+                    expected: *expected,
+                });
+            }
+        }
+        let stated = self.digests.iter().find_map(|digest| match digest {
+            Digest::Sha256(sha256) => Some(*sha256),
+            Digest::Blake3(_) => None,
+        });
+        let sha256 = stated.unwrap_or(Sha256Digest::from_bytes([0; 32]));
+        recorded.table.finish(sha256).map_err(|error| {
+            self.partial
+                .fail("describe", io::Error::other(error))
+                .into()
+        })
+    }
+
+    /// Only a version that can be told from others can be gone on with later.
+    fn note(&self) -> Option<Note> {
+        Some(Note {
+            url: self.remote.url.to_string(),
+            validator: self.remote.validator.as_ref()?.to_string(),
+            length: self.remote.length()?,
+            boot_id: linux::boot_id(),
+            synced_bytes: 0,
+        })
+    }
+
+    /// How much of the partial file is of this version; the rest is cut off.
+    fn resumable(&self, now: Option<&Note>) -> u64 {
+        let before = read_note(&self.shared.store, self.partial.target());
+        let usable = before
+            .zip(now)
+            .map_or(0, |(before, now)| before.usable(now).min(now.length));
+        self.partial.keep_first(usable)
+    }
+}
+
+impl Note {
+    fn usable(&self, now: &Self) -> u64 {
+        let same =
+            (&self.url, &self.validator, self.length) == (&now.url, &now.validator, now.length);
+        match (same, self.boot_id == now.boot_id && !now.boot_id.is_empty()) {
+            (false, _) => 0,
+            (true, true) => u64::MAX,
+            (true, false) => self.synced_bytes,
+        }
+    }
+}
+
+fn note_key(target: &Path) -> String {
+    format!(
+        "partial {}",
+        SegmentHash::of(target.as_os_str().as_encoded_bytes())
+    )
+}
+
+fn read_note(store: &Store, target: &Path) -> Option<Note> {
+    serde_json::from_slice(&store.note(&note_key(target)).ok()??).ok()
+}
+
+/// The partial file of `target` belongs to no noted version any more. Blocks when there was one.
+pub(crate) fn forget(store: &Store, target: &Path) {
+    let key = note_key(target);
+    if let Ok(Some(_)) = store.note(&key)
+        && let Err(error) = store.remove_note(&key)
+    {
+        tracing::warn!(%error, "a note on a partial file could not be removed");
+    }
+}
+
+/// The key of content that only the origin vouches for.
+pub(crate) fn key_of_version(remote: &Remote, length: u64) -> ContentKey {
+    let validator = remote
+        .validator
+        .as_ref()
+        .map(|validator| validator.as_str());
+    ContentKey::of_version(remote.url.as_str(), validator.unwrap_or_default(), length)
+}
+
+/// The thread's side: writes, hashes, syncs.
+struct Recorder {
+    file: io::Result<File>,
+    store: Store,
+    key: String,
+    note: Option<Note>,
+    digesters: Vec<Digester>,
+    table: ManifestBuilder,
+    /// What of a segment has come.
+    segment: Vec<u8>,
+    written: u64,
+    synced: u64,
+}
+
+struct Recorded {
+    table: ManifestBuilder,
+    digesters: Vec<Digester>,
+}
+
+/// Bytes of a partial file read back at a time.
+const READ_BACK_BYTES: usize = 1 << 20;
+
+impl Recorder {
+    fn new(plain: &Plain<'_>, note: Option<Note>) -> Self {
+        Self {
+            file: plain.partial.handle().map_err(io::Error::other),
+            store: plain.shared.store.clone(),
+            key: note_key(plain.partial.target()),
+            note,
+            digesters: plain.digests.iter().map(Digester::for_digest).collect(),
+            table: ManifestBuilder::new(SegmentingParameters::FIXED),
+            segment: Vec::new(),
+            written: 0,
+            synced: 0,
+        }
+    }
+
+    fn run(mut self, start: u64, mut queue: mpsc::Receiver<Bytes>) -> io::Result<Recorded> {
+        let file = std::mem::replace(&mut self.file, Err(io::ErrorKind::Other.into()))?;
+        self.read_back(&file, start)?;
+        self.write_note();
+        while let Some(chunk) = queue.blocking_recv() {
+            file.write_all_at(&chunk, self.written)?;
+            self.account(&chunk)?;
+            if self.written - self.synced >= SYNC_EVERY_BYTES {
+                file.sync_data()?;
+                self.synced = self.written;
+                self.write_note();
+            }
+        }
+        self.end_segment()?;
+        Ok(Recorded {
+            table: self.table,
+            digesters: self.digesters,
+        })
+    }
+
+    /// What an interrupted download left is part of the digests and of the table.
+    fn read_back(&mut self, file: &File, start: u64) -> io::Result<()> {
+        let mut buffer = vec![0; READ_BACK_BYTES];
+        while self.written < start {
+            let rest = usize::try_from(start - self.written).unwrap_or(usize::MAX);
+            let part = &mut buffer[..rest.min(READ_BACK_BYTES)];
+            file.read_exact_at(part, self.written)?;
+            self.account(part)?;
+        }
+        Ok(())
+    }
+
+    fn account(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        self.written += bytes.len() as u64;
+        self.digesters
+            .iter_mut()
+            .for_each(|digester| digester.update(bytes));
+        let full = SegmentingParameters::FIXED.max() as usize;
+        while !bytes.is_empty() {
+            let wanted = (full - self.segment.len()).min(bytes.len());
+            self.segment.extend_from_slice(&bytes[..wanted]);
+            bytes = &bytes[wanted..];
+            if self.segment.len() == full {
+                self.end_segment()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_segment(&mut self) -> io::Result<()> {
+        if let Ok(length @ 1..) = u32::try_from(self.segment.len()) {
+            let hash = SegmentHash::of(&self.segment);
+            self.table.push(length, hash).map_err(io::Error::other)?;
+            self.segment.clear();
+        }
+        Ok(())
+    }
+
+    /// A note that cannot be written costs a resumption, not the download.
+    fn write_note(&mut self) {
+        let Some(note) = &mut self.note else { return };
+        note.synced_bytes = self.synced;
+        let text = serde_json::to_vec(note).unwrap_or_default();
+        if let Err(error) = self.store.put_note(&self.key, &text) {
+            tracing::warn!(%error, "the progress of a download could not be noted");
+        }
+    }
+}

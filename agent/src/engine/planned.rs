@@ -1,0 +1,299 @@
+//! Carries out what the planner decides: requests to peers, runs from the origin, one writer.
+//!
+//! Decides nothing itself. One loop owns the planner; everything that happens reaches it as an
+//! event, and after each event it drains the planner's actions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use branchline_core::SegmentRange;
+use branchline_core::planner::{Action, OriginAccess, Planner, Source};
+use branchline_hashing::{HashMismatch, Manifest, SegmentIndex};
+use branchline_origin::{OriginError, Ranges, Remote, Target};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use crate::engine::Shared;
+use crate::engine::content::LocalContent;
+use crate::engine::links::{LinkEvent, Links};
+use crate::engine::origin_run::{self, RunEnd};
+use crate::engine::partial::{Partial, PartialError};
+use crate::engine::progress::Meter;
+use crate::engine::writer::{self, Arrivals, Outcome};
+
+/// How often the user hears of progress.
+pub(crate) const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+/// Why a planned transfer ended without its file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlannedError {
+    /// The origin will not give what only it has.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// The origin's bytes are not those of the manifest.
+    #[error("segment {index} from the origin is not the one in the manifest ({mismatch})")]
+    OriginMismatch {
+        /// Which.
+        index: SegmentIndex,
+        /// The hashes.
+        mismatch: HashMismatch,
+    },
+    /// This machine's file.
+    #[error(transparent)]
+    Local(#[from] PartialError),
+    /// The origin is closed and no peer in sight holds the rest.
+    #[error("no peer in sight holds the rest of the file")]
+    NobodyHasIt,
+}
+
+/// One planned transfer.
+pub(crate) struct Planned<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) content: &'a Arc<LocalContent>,
+    pub(crate) partial: &'a Partial,
+    pub(crate) target: &'a Target,
+    /// What the origin said; without it the origin is not asked.
+    pub(crate) remote: Option<&'a Remote>,
+    /// Whether peers may be believed.
+    pub(crate) peers: bool,
+}
+
+struct Running<'a> {
+    plan: Planned<'a>,
+    planner: Planner,
+    links: Links<'a>,
+    runs: JoinSet<RunEnd>,
+    run_handles: BTreeMap<SegmentRange, AbortHandle>,
+    arrivals: Arrivals,
+    origin_error: Option<OriginError>,
+}
+
+impl Planned<'_> {
+    /// Fetches every missing segment into the partial file.
+    ///
+    /// Not cancel-safe in the sense that it can be continued; dropping it ends its sessions and
+    /// requests, and what is written stays.
+    pub(crate) async fn run(self, meter: &mut Meter) -> Result<(), PlannedError> {
+        let manifest = &self.content.manifest;
+        let (arrivals, mut outcomes) = writer::start(self.partial.handle()?, Arc::clone(manifest))
+            .map_err(|error| self.partial.fail("start a thread for", error))?;
+        let lengths = lengths(manifest);
+        let exchange = self.shared.exchange.as_ref().filter(|_| self.peers);
+        let mut links = Links::new(exchange, self.content.key, &lengths, arrivals.clone());
+        let joining = links.update(&self.shared.membership());
+        let access = access_of(self.remote);
+        let now = Instant::now().into_std();
+        let planner = Planner::new(now, lengths, self.content.done(), joining, access);
+        let runs = JoinSet::new();
+        let run_handles = BTreeMap::new();
+        let mut running = Running {
+            plan: self,
+            planner,
+            links,
+            runs,
+            run_handles,
+            arrivals,
+            origin_error: None,
+        };
+        running.go(&mut outcomes, meter).await
+    }
+}
+
+/// What the planner may expect of the origin.
+fn access_of(remote: Option<&Remote>) -> OriginAccess {
+    match remote {
+        None => OriginAccess::Closed,
+        Some(remote) => match remote.ranges {
+            // One that does not say is asked for a range, and shows what it does.
+            Ranges::Yes | Ranges::Unknown => OriginAccess::Ranges,
+            Ranges::No => OriginAccess::WholeFileOnly,
+        },
+    }
+}
+
+fn lengths(manifest: &Manifest) -> Arc<[u32]> {
+    manifest.segments().map(|segment| segment.length).collect()
+}
+
+impl Running<'_> {
+    async fn go(
+        &mut self,
+        outcomes: &mut mpsc::Receiver<Outcome>,
+        meter: &mut Meter,
+    ) -> Result<(), PlannedError> {
+        let mut members = self.plan.shared.members.clone();
+        let mut progress = tokio::time::interval(PROGRESS_EVERY);
+        loop {
+            self.act();
+            if self.planner.is_finished() {
+                return Ok(());
+            }
+            if self.planner.is_stuck(now()) {
+                return Err(self
+                    .origin_error
+                    .take()
+                    .map_or(PlannedError::NobodyHasIt, Into::into));
+            }
+            let deadline = self.planner.next_deadline();
+            let until = deadline.map_or_else(far_future, |deadline| Instant::from_std(deadline.at));
+            tokio::select! {
+                Some(outcome) = outcomes.recv() => {
+                    self.settle(outcome, meter)?;
+                    // Whatever else is ready is settled before anything is planned anew.
+                    while let Ok(outcome) = outcomes.try_recv() {
+                        self.settle(outcome, meter)?;
+                    }
+                }
+                event = self.links.next() => self.hear(event),
+                Some(end) = self.runs.join_next() => self.run_ended(end)?,
+                Some(members) = changed(&mut members) => self.greet(&members),
+                () = sleep_until(until) => self.planner.handle_timeout(now()),
+                _ = progress.tick() => {
+                    let waiting_for = deadline.map(|deadline| deadline.waiting_for);
+                    meter.report(self.links.joined(), waiting_for);
+                }
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.planner.poll_action() {
+            match action {
+                Action::Request { peer, range } => self.links.request(peer, range),
+                Action::Cancel { peer, range } => self.links.cancel(peer, range),
+                Action::Interrupt { peer } => self.links.interrupt(peer),
+                Action::DropPeer { peer, reason } => self.links.drop_peer(peer, reason),
+                Action::FetchFromOrigin { run } => self.fetch(run),
+                Action::CancelOrigin { run } => {
+                    if let Some(handle) = self.run_handles.remove(&run) {
+                        handle.abort();
+                    }
+                }
+            }
+        }
+    }
+
+    fn fetch(&mut self, run: SegmentRange) {
+        let Some(remote) = self.plan.remote else {
+            return;
+        };
+        let work = origin_run::fetch(
+            self.plan.shared.origin.clone(),
+            self.plan.target.clone(),
+            remote.clone(),
+            Arc::clone(&self.plan.content.manifest),
+            run,
+            self.arrivals.clone(),
+        );
+        let handle = self.runs.spawn(work);
+        self.run_handles.insert(run, handle);
+    }
+
+    fn settle(&mut self, outcome: Outcome, meter: &mut Meter) -> Result<(), PlannedError> {
+        match outcome {
+            Outcome::Stored {
+                source,
+                index,
+                length,
+            } => {
+                if !self.planner.done().contains(index) {
+                    self.plan.content.mark_done(index);
+                    meter.count(source, length);
+                }
+                self.planner.handle_stored(now(), source, index);
+            }
+            Outcome::Bad {
+                source: Source::Peer(peer),
+                index,
+                mismatch,
+            } => {
+                tracing::warn!(%peer, %index, %mismatch, "a peer sent a wrong segment");
+                self.planner.handle_bad_segment(now(), peer);
+            }
+            Outcome::Bad {
+                source: Source::Origin,
+                index,
+                mismatch,
+            } => {
+                return Err(PlannedError::OriginMismatch { index, mismatch });
+            }
+            Outcome::Failed(error) => return Err(self.plan.partial.fail("write", error).into()),
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Joined { peer, have } => self.planner.handle_joined(now(), peer, have),
+            LinkEvent::NotJoined => self.planner.handle_not_joined(now()),
+            LinkEvent::Have { peer, have } => self.planner.handle_have(now(), peer, have),
+            LinkEvent::Absent { peer, index } => self.planner.handle_absent(now(), peer, index),
+            LinkEvent::Busy {
+                peer,
+                range,
+                retry_after,
+            } => {
+                self.planner.handle_busy(now(), peer, range, retry_after);
+            }
+            LinkEvent::Lied { peer } => self.planner.handle_bad_segment(now(), peer),
+            LinkEvent::Left { peer } => self.planner.handle_left(now(), peer),
+        }
+    }
+
+    fn ranges_may_be_given_up(&self) -> bool {
+        self.planner.origin_access() == OriginAccess::Ranges
+    }
+
+    fn greet(&mut self, members: &branchline_discovery::Membership) {
+        for _ in 0..self.links.update(members) {
+            self.planner.handle_joining();
+        }
+    }
+
+    /// A run that failed closes the origin: its own retries are used up. Peers may still deliver.
+    fn run_ended(
+        &mut self,
+        end: Result<RunEnd, tokio::task::JoinError>,
+    ) -> Result<(), PlannedError> {
+        let Ok(RunEnd { run, result }) = end else {
+            // Aborted on the planner's word, which has forgotten the run already.
+            return Ok(());
+        };
+        self.run_handles.remove(&run);
+        match result {
+            Ok(()) => {}
+            Err(error @ OriginError::Changed { .. }) => return Err(error.into()),
+            Err(error @ OriginError::BadRange { .. }) if self.ranges_may_be_given_up() => {
+                tracing::info!(%error, "fetching the whole file instead of ranges");
+                self.planner
+                    .handle_origin_access(now(), OriginAccess::WholeFileOnly);
+            }
+            Err(error) => {
+                tracing::warn!(%run, %error, "the origin failed");
+                self.origin_error = Some(error);
+                self.planner
+                    .handle_origin_access(now(), OriginAccess::Closed);
+            }
+        }
+        self.planner.handle_origin_run_ended(now(), run);
+        Ok(())
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+fn far_future() -> Instant {
+    Instant::now() + Duration::from_secs(24 * 3600)
+}
+
+/// The membership, when it has changed; never, when nobody looks for members.
+async fn changed(
+    members: &mut tokio::sync::watch::Receiver<Arc<branchline_discovery::Membership>>,
+) -> Option<Arc<branchline_discovery::Membership>> {
+    members.changed().await.ok()?;
+    Some(Arc::clone(&members.borrow_and_update()))
+}
