@@ -124,17 +124,11 @@ impl Body {
         }
     }
 
-    /// Called once every byte that is wanted has come: gives the connection back for the next
-    /// request where the body is at its end, too, and looks whether a file of unannounced length
+    /// Called once every byte that is wanted has come: looks whether a file of unannounced length
     /// goes on.
     pub(crate) async fn finish(&mut self) -> Result<(), OriginError> {
-        if self.remaining() != Some(0) {
-            return Ok(());
-        }
-        match self.framing {
-            Framing::Length => drop(self.chunk().await),
-            Framing::Marked if self.kind == BodyKind::Whole => drop(self.chunk().await?),
-            Framing::Marked | Framing::Connection => {}
+        if self.remaining() == Some(0) && self.shows_length_at_its_end() {
+            self.chunk().await?;
         }
         Ok(())
     }

@@ -22,6 +22,9 @@ const IDLE_CONNECTIONS_PER_HOST: usize = 8;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Redirects, retries and cookies are off: `origin.rs` follows redirects, `retries.rs` tries again.
+///
+/// An HTTP/2 connection outlives a request that stalled on it, so its silence has to be noticed by
+/// pings within the stall timeout; or the next attempts would be made on the same dead line.
 pub(crate) fn build(options: &OriginOptions) -> Result<reqwest::Client, OriginSetupError> {
     let builder = reqwest::Client::builder()
         .user_agent(&options.user_agent)
@@ -30,6 +33,8 @@ pub(crate) fn build(options: &OriginOptions) -> Result<reqwest::Client, OriginSe
         .referer(false)
         .retry(reqwest::retry::never())
         .connect_timeout(options.connect_timeout)
+        .http2_keep_alive_interval(options.stall_timeout / 3)
+        .http2_keep_alive_timeout(options.stall_timeout / 2)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS_PER_HOST);
     through(builder, &options.proxy)?

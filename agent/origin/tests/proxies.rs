@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use branchline_origin::{NetrcChoice, Origin, OriginError, OriginOptions, ProxyChoice};
 use support::nginx::Nginx;
 use support::scripted::{Scripted, Then, read_request, redirect, say};
-use support::{fetch, options, payload, target};
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use support::{STALL, fetch, options, payload, reader, rest_of, target};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -76,7 +76,7 @@ async fn https_goes_through_a_tunnel() {
     let file = payload(300_000);
     let nginx = Nginx::start("");
     nginx.put("f", &file);
-    let (proxy, _tasks) = tunnel().await;
+    let (proxy, _tasks) = tunnel(u64::MAX).await;
     let proxied = through(&format!("http://{proxy}"), "");
     let origin = origin_with(&OriginOptions {
         ca_file: Some(nginx.path("ca.pem")),
@@ -87,21 +87,46 @@ async fn https_goes_through_a_tunnel() {
     assert_eq!(fetch(&origin, &target, &remote, None).await, Ok(file));
 }
 
-/// A proxy that knows CONNECT and nothing else.
-async fn tunnel() -> (SocketAddr, JoinSet<()>) {
+#[tokio::test]
+async fn a_line_that_goes_silent_under_http_2_is_replaced() {
+    let file = payload(3_000_000);
+    let nginx = Nginx::start("");
+    nginx.put("f", &file);
+    let (proxy, _tasks) = tunnel(1_000_000).await;
+    let origin = origin_with(&OriginOptions {
+        ca_file: Some(nginx.path("ca.pem")),
+        stall_timeout: STALL,
+        ..through(&format!("http://{proxy}"), "")
+    });
+    let target = target(&nginx.https("/f"));
+    let remote = origin.probe(&target).await.expect("an answer");
+    let mut reader = reader(&origin, &target, &remote, None);
+    assert!(rest_of(&mut reader).await.expect("another line") == file);
+    assert_eq!(
+        reader.requests(),
+        2,
+        "the second request is not made on the dead line"
+    );
+    nginx.wait_for_log("HTTP/2.0 GET /f 206");
+}
+
+/// A proxy that knows CONNECT and nothing else. Its first tunnel goes silent after so many bytes.
+async fn tunnel(silent_after: u64) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut tunnels = JoinSet::new();
+        let mut limit = silent_after;
         while let Ok((stream, _)) = listener.accept().await {
-            tunnels.spawn(dig(stream));
+            tunnels.spawn(dig(stream, limit));
+            limit = u64::MAX;
         }
     });
     (address, tasks)
 }
 
-async fn dig(mut stream: TcpStream) {
+async fn dig(mut stream: TcpStream, limit: u64) {
     let Some(request) = read_request(&mut stream, 0).await else {
         return;
     };
@@ -113,7 +138,17 @@ async fn dig(mut stream: TcpStream) {
         .write_all(b"HTTP/1.1 200 OK\r\n\r\n")
         .await
         .expect("the client is there");
-    let _ = copy_bidirectional(&mut stream, &mut far).await;
+    let (mut from_near, mut to_near) = stream.split();
+    let (from_far, mut to_far) = far.split();
+    let mut from_far = from_far.take(limit);
+    let down = async {
+        let _ = copy(&mut from_far, &mut to_near).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = down => {}
+        _ = copy(&mut from_near, &mut to_far) => {}
+    }
 }
 
 #[tokio::test]

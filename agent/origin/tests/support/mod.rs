@@ -42,6 +42,13 @@ pub fn range(offset: u64, length: u64) -> Option<ByteRange> {
     Some(ByteRange::new(offset, length).expect("a range"))
 }
 
+/// The file `/f` of a server, as its HEAD describes it.
+pub async fn probed(origin: &Origin, server: &scripted::Scripted) -> (Target, Remote) {
+    let target = target(&server.url("/f"));
+    let remote = origin.probe(&target).await.expect("HEAD is answered well");
+    (target, remote)
+}
+
 /// Tries again at once, five times.
 pub fn retries() -> Retries {
     let backoff = Backoff {

@@ -110,6 +110,36 @@ pub fn serve(file: &[u8], tag: &str, seen: &Seen) -> Say {
     }
 }
 
+/// The entity tag of files that do not change.
+pub const TAG: &str = "\"v1\"";
+
+/// A server whose first answer to a GET is what `first` makes of the good one.
+pub async fn once_bad(file: &[u8], first: impl Fn(&Seen, Say) -> Say + Send + 'static) -> Scripted {
+    let (file, mut gets) = (file.to_vec(), 0);
+    Scripted::start(move |seen| {
+        let good = serve(&file, TAG, seen);
+        gets += usize::from(seen.method == "GET");
+        if seen.method == "GET" && gets == 1 {
+            first(seen, good)
+        } else {
+            good
+        }
+    })
+    .await
+}
+
+/// `bytes` in chunks of seven.
+pub fn chunked(bytes: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    for part in bytes.chunks(7) {
+        all.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
+        all.extend_from_slice(part);
+        all.extend_from_slice(b"\r\n");
+    }
+    all.extend_from_slice(b"0\r\n\r\n");
+    all
+}
+
 /// The server. Ends with the test that holds it.
 pub struct Scripted {
     address: SocketAddr,
