@@ -1,0 +1,175 @@
+//! The handle on a running exchange.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use branchline_core::PeerId;
+use branchline_discovery::Identity;
+use branchline_hashing::ContentKey;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{ExchangeError, JoinError};
+use crate::hub::{Hub, HubHandle};
+use crate::options::{ExchangeOptions, Listen};
+use crate::serve::Server;
+use crate::session::PeerSession;
+use crate::source::ContentSource;
+use crate::tls;
+use crate::transport;
+use crate::upload::UploadStats;
+
+/// Commands that wait for the exchange's thread; a full queue makes the caller wait.
+const COMMAND_QUEUE: usize = 256;
+
+/// How long [`Exchange::shut_down`] waits: the hub's own deadline and some.
+const SHUT_DOWN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A running exchange: it serves what its source has, and joins swarms at other peers. Dropping it
+/// stops it without waiting.
+pub struct Exchange {
+    address: SocketAddr,
+    hub: HubHandle,
+    server: Arc<Server>,
+    /// Dropping it stops the hub.
+    stop: Option<oneshot::Sender<()>>,
+    ended: Option<oneshot::Receiver<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Exchange {
+    /// Opens the socket and starts the thread.
+    ///
+    /// # Errors
+    /// [`ExchangeError`]; a port in use has a variant of its own.
+    pub fn start(
+        options: ExchangeOptions,
+        identity: Identity,
+        source: Arc<dyn ContentSource>,
+    ) -> Result<Self, ExchangeError> {
+        let socket =
+            transport::open_socket(options.listen).map_err(|e| socket_error(options.listen, e))?;
+        let address = socket.local_addr().map_err(ExchangeError::Socket)?;
+        let accepting = server_config(&options, &identity)?;
+        let server = Server::start(&options, source).map_err(ExchangeError::Thread)?;
+        let server = Arc::new(server);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ExchangeError::Thread)?;
+        let endpoint = open_endpoint(&runtime, accepting, socket)?;
+        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+        let hub = HubHandle::new(commands);
+        let (stop, stopped) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let work = Hub::new(endpoint, identity, options, Arc::clone(&server), receiver);
+        let thread = std::thread::Builder::new()
+            .name("bl-exchange".to_owned())
+            .spawn(move || {
+                runtime.block_on(work.run(stopped));
+                drop(runtime);
+                let _nobody_waits = end.send(());
+            })
+            .map_err(ExchangeError::Thread)?;
+        let (stop, ended, thread) = (Some(stop), Some(ended), Some(thread));
+        Ok(Self {
+            address,
+            hub,
+            server,
+            stop,
+            ended,
+            thread,
+        })
+    }
+
+    /// The UDP port it listens on.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Joins the swarm of `key` at `peer`, dialling it at `addresses` unless there is a connection
+    /// already. Cancel-safe: a connection nobody uses is closed. The future runs on any runtime, or none.
+    ///
+    /// # Errors
+    /// [`JoinError`]: not reached, or reached and refused.
+    pub fn join(
+        &self,
+        peer: PeerId,
+        addresses: Vec<SocketAddr>,
+        key: ContentKey,
+    ) -> impl Future<Output = Result<PeerSession, JoinError>> + Send + use<> {
+        let hub = self.hub.clone();
+        async move {
+            let link = hub.link(peer, addresses).await?;
+            Ok(PeerSession::join(hub, link, key).await?)
+        }
+    }
+
+    /// What was served since the start.
+    pub fn upload_stats(&self) -> UploadStats {
+        self.server.stats()
+    }
+
+    /// Takes no more connections, tells every peer goodbye, and ends the threads. Bounded by a
+    /// few seconds.
+    pub async fn shut_down(mut self) {
+        self.stop.take();
+        let Some(ended) = self.ended.take() else {
+            return;
+        };
+        if let Some(thread) = self.thread.take()
+            && wait(ended).await
+        {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+/// Whether the thread said that it has ended, in time.
+async fn wait(ended: oneshot::Receiver<()>) -> bool {
+    let in_time = tokio::time::timeout(SHUT_DOWN_DEADLINE, ended)
+        .await
+        .is_ok();
+    if !in_time {
+        tracing::warn!("the exchange's thread did not end in time and is left behind");
+    }
+    in_time
+}
+
+fn server_config(
+    options: &ExchangeOptions,
+    identity: &Identity,
+) -> Result<quinn::ServerConfig, ExchangeError> {
+    let crypto = tls::server_crypto(identity)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let streams = transport::MAX_STREAMS_PER_CONNECTION;
+    config
+        .transport_config(transport::transport(options, streams))
+        .max_incoming(options.max_connections);
+    Ok(config)
+}
+
+fn open_endpoint(
+    runtime: &tokio::runtime::Runtime,
+    accepting: quinn::ServerConfig,
+    socket: UdpSocket,
+) -> Result<quinn::Endpoint, ExchangeError> {
+    let _inside = runtime.enter();
+    let tokio = Arc::new(quinn::TokioRuntime);
+    quinn::Endpoint::new(transport::endpoint(), Some(accepting), socket, tokio)
+        .map_err(ExchangeError::Socket)
+}
+
+fn socket_error(listen: Listen, error: io::Error) -> ExchangeError {
+    let port = match listen {
+        Listen::Everywhere { port } => port,
+        Listen::On(address) => address.port(),
+    };
+    if error.kind() == io::ErrorKind::AddrInUse {
+        ExchangeError::PortInUse { port }
+    } else {
+        ExchangeError::Socket(error)
+    }
+}

@@ -1,0 +1,283 @@
+//! The exchange's one owner of state: connections by peer, and every task.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use branchline_core::PeerId;
+use branchline_core::wire::CloseCode;
+use branchline_discovery::Identity;
+use quinn::{Connection, Endpoint, VarInt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError as TaskError, JoinSet};
+
+use crate::dial;
+use crate::error::{DialError, PeerFailure};
+use crate::options::ExchangeOptions;
+use crate::serve::{self, Server};
+use crate::tls;
+
+/// Tasks of sessions and downloads at one time: far above what the engine starts; beyond, a task
+/// is dropped and its caller is told that the exchange does not take it.
+const MAX_TASKS: usize = 4096;
+
+/// How long peers have to hear the goodbye.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+type LinkReply = oneshot::Sender<Result<Arc<Link>, DialError>>;
+
+pub(crate) enum Command {
+    Link {
+        peer: PeerId,
+        addresses: Vec<SocketAddr>,
+        reply: LinkReply,
+    },
+    Run(Task),
+}
+
+/// A connection this agent dialled. When the last session on it ends, it is closed.
+pub(crate) struct Link {
+    pub(crate) peer: PeerId,
+    pub(crate) connection: Connection,
+    pub(crate) answer_timeout: Duration,
+}
+
+impl Link {
+    pub(crate) fn close(&self, code: CloseCode, reason: &str) {
+        self.connection
+            .close(VarInt::from_u32(code.code()), reason.as_bytes());
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close(CloseCode::Done, "");
+    }
+}
+
+/// Gives work to the exchange's thread.
+#[derive(Clone)]
+pub(crate) struct HubHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl HubHandle {
+    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
+    }
+
+    /// A connection to `peer`: the one there is, or a new one.
+    pub(crate) async fn link(
+        &self,
+        peer: PeerId,
+        addresses: Vec<SocketAddr>,
+    ) -> Result<Arc<Link>, DialError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Link {
+            peer,
+            addresses,
+            reply,
+        };
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| DialError::Stopped)?;
+        answer.await.unwrap_or(Err(DialError::Stopped))
+    }
+
+    /// Runs `work` on the exchange's thread; dropping the returned future ends it.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, PeerFailure>> + Send + 'static,
+    ) -> Result<T, PeerFailure> {
+        let (mut reply, answer) = oneshot::channel();
+        let task = async move {
+            tokio::select! {
+                () = reply.closed() => {}
+                result = work => { let _nobody_waits = reply.send(result); }
+            }
+        };
+        let command = Command::Run(Box::pin(task));
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| PeerFailure::Stopped)?;
+        answer.await.unwrap_or(Err(PeerFailure::Stopped))
+    }
+
+    /// Starts `task` on the exchange's thread; false when it takes no more.
+    pub(crate) fn start(&self, task: impl Future<Output = ()> + Send + 'static) -> bool {
+        self.commands.try_send(Command::Run(Box::pin(task))).is_ok()
+    }
+}
+
+enum LinkState {
+    Dialling(Vec<LinkReply>),
+    Up(Weak<Link>),
+}
+
+pub(crate) struct Hub {
+    endpoint: Endpoint,
+    identity: Identity,
+    options: ExchangeOptions,
+    server: Arc<Server>,
+    commands: mpsc::Receiver<Command>,
+    links: BTreeMap<PeerId, LinkState>,
+    dials: JoinSet<(PeerId, Result<Connection, DialError>)>,
+    tasks: JoinSet<()>,
+    serving: JoinSet<()>,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        identity: Identity,
+        options: ExchangeOptions,
+        server: Arc<Server>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let links = BTreeMap::new();
+        let (dials, tasks, serving) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        Self {
+            endpoint,
+            identity,
+            options,
+            server,
+            commands,
+            links,
+            dials,
+            tasks,
+            serving,
+        }
+    }
+
+    pub(crate) async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+        loop {
+            tokio::select! {
+                _ = &mut stopped => break,
+                Some(command) = self.commands.recv() => self.handle_command(command),
+                Some(incoming) = self.endpoint.accept() => self.handle_incoming(incoming),
+                Some(dialled) = self.dials.join_next() => self.handle_dialled(dialled),
+                Some(ended) = self.tasks.join_next() => note_end(ended),
+                Some(ended) = self.serving.join_next() => note_end(ended),
+            }
+        }
+        self.say_goodbye().await;
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Link {
+                peer,
+                addresses,
+                reply,
+            } => self.handle_link(peer, addresses, reply),
+            Command::Run(task) => {
+                if self.tasks.len() < MAX_TASKS {
+                    self.tasks.spawn(task);
+                }
+            }
+        }
+    }
+
+    fn handle_link(&mut self, peer: PeerId, addresses: Vec<SocketAddr>, reply: LinkReply) {
+        self.links.retain(|_, state| match state {
+            LinkState::Dialling(_) => true,
+            LinkState::Up(link) => link.strong_count() > 0,
+        });
+        match self.links.get_mut(&peer) {
+            Some(LinkState::Dialling(waiting)) => return waiting.push(reply),
+            Some(LinkState::Up(link)) => {
+                if let Some(link) = link
+                    .upgrade()
+                    .filter(|l| l.connection.close_reason().is_none())
+                {
+                    let _nobody_waits = reply.send(Ok(link));
+                    return;
+                }
+            }
+            None => {}
+        }
+        match self.dial(peer, addresses) {
+            Ok(()) => drop(self.links.insert(peer, LinkState::Dialling(vec![reply]))),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn dial(&mut self, peer: PeerId, addresses: Vec<SocketAddr>) -> Result<(), DialError> {
+        if peer == self.identity.peer_id() {
+            return Err(DialError::Ourselves { peer });
+        }
+        let crypto = tls::client_crypto(&self.identity, peer).map_err(|error| DialError::Tls {
+            peer,
+            reason: error.to_string(),
+        })?;
+        let config = dial::client_config(crypto, &self.options);
+        let (endpoint, timeout) = (self.endpoint.clone(), self.options.dial_timeout);
+        self.dials.spawn(async move {
+            (
+                peer,
+                dial::dial(&endpoint, config, peer, addresses, timeout).await,
+            )
+        });
+        Ok(())
+    }
+
+    fn handle_dialled(
+        &mut self,
+        ended: Result<(PeerId, Result<Connection, DialError>), TaskError>,
+    ) {
+        let (peer, result) = match ended {
+            Ok(dialled) => dialled,
+            Err(error) => return tracing::error!(%error, "a task that dialled a peer broke"),
+        };
+        let Some(LinkState::Dialling(waiting)) = self.links.remove(&peer) else {
+            return;
+        };
+        let answer_timeout = self.options.answer_timeout;
+        let result = result.map(|connection| {
+            Arc::new(Link {
+                peer,
+                connection,
+                answer_timeout,
+            })
+        });
+        if let Ok(link) = &result {
+            self.links.insert(peer, LinkState::Up(Arc::downgrade(link)));
+        }
+        for reply in waiting {
+            let _nobody_waits = reply.send(result.clone());
+        }
+    }
+
+    fn handle_incoming(&mut self, incoming: quinn::Incoming) {
+        if self.serving.len() >= self.options.max_connections {
+            return incoming.refuse();
+        }
+        self.serving
+            .spawn(serve::serve_connection(Arc::clone(&self.server), incoming));
+    }
+
+    async fn say_goodbye(mut self) {
+        self.endpoint.set_server_config(None);
+        self.commands.close();
+        let code = VarInt::from_u32(CloseCode::ShuttingDown.code());
+        self.endpoint.close(code, b"the agent stops");
+        if tokio::time::timeout(GOODBYE_DEADLINE, self.endpoint.wait_idle())
+            .await
+            .is_err()
+        {
+            tracing::debug!("not every peer has heard the goodbye");
+        }
+    }
+}
+
+fn note_end(ended: Result<(), TaskError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a task of the exchange broke");
+    }
+}

@@ -1,0 +1,55 @@
+//! How an exchange is set up.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Where to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// All addresses, IPv6 and IPv4, one UDP port; 0 lets the system choose.
+    Everywhere {
+        /// The UDP port.
+        port: u16,
+    },
+    /// One address only.
+    On(SocketAddr),
+}
+
+/// How an exchange is set up; the defaults suit a LAN.
+#[derive(Debug, Clone)]
+pub struct ExchangeOptions {
+    /// Where to listen. Default: all addresses, a port of the system's choice.
+    pub listen: Listen,
+    /// Requests answered at one time; beyond, requesters are told to come again. Default 64: with
+    /// [`crate::transport`]'s windows, what they hold in memory stays below that of one download.
+    pub max_uploads: usize,
+    /// Connections accepted at one time. Default 256.
+    pub max_connections: usize,
+    /// Threads that read and verify what is served. Default 2: BLAKE3 on one core outruns 10 Gbit/s,
+    /// the second hides the disk.
+    pub reader_threads: usize,
+    /// After this long without a packet a connection is dead. Default 15 s. Keep-alives go out
+    /// three times as often.
+    pub idle_timeout: Duration,
+    /// How long dialling a peer, over all its addresses, may take. Default 3 s: a LAN needs milliseconds.
+    pub dial_timeout: Duration,
+    /// How long a peer may take to answer a join. Default 3 s.
+    pub answer_timeout: Duration,
+    /// What a requester that is turned away is told to wait. Default 500 ms.
+    pub busy_retry_after: Duration,
+}
+
+impl Default for ExchangeOptions {
+    fn default() -> Self {
+        Self {
+            listen: Listen::Everywhere { port: 0 },
+            max_uploads: 64,
+            max_connections: 256,
+            reader_threads: 2,
+            idle_timeout: Duration::from_secs(15),
+            dial_timeout: Duration::from_secs(3),
+            answer_timeout: Duration::from_secs(3),
+            busy_retry_after: Duration::from_millis(500),
+        }
+    }
+}

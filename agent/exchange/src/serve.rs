@@ -1,0 +1,434 @@
+//! The responder's side: accepts connections and answers requests.
+//!
+//! Reading and verifying happens on the reader threads, a little ahead of what QUIC takes. What a
+//! requester does wrong closes its connection; what it does not take in time ends its stream.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use branchline_core::wire::{
+    CloseCode, Have, JoinProof, RequesterMessage, ResponderMessage, WireError, WireMessage,
+};
+use branchline_core::{PeerId, SegmentRange};
+use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
+use bytes::Bytes;
+use quinn::{Connection, SendStream, VarInt};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::{JoinError as TaskError, JoinSet};
+
+use crate::connection_limit::ConnectionLimit;
+use crate::error::PeerFailure;
+use crate::options::ExchangeOptions;
+use crate::proof::{SessionSecret, Side};
+use crate::reader_pool::ReaderPool;
+use crate::reading::{MessageReader, ReceiveError};
+use crate::source::{ContentSource, ServedContent};
+use crate::tls;
+use crate::upload::{UploadCounter, UploadStats};
+
+/// Segments a stream has read before QUIC takes them, at most: two threads busy and two waiting.
+const READ_AHEAD_SEGMENTS: usize = 8;
+
+/// The same in bytes, by the length of the segment before.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+
+/// Streams joined at one time, over all connections; each is a task and a few hundred bytes.
+const MAX_JOINED_STREAMS: usize = 1024;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a new stream may stay without a complete join.
+const JOIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a requester may leave an answer untaken before its place goes to another.
+const STALL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What all connections share.
+pub(crate) struct Server {
+    source: Arc<dyn ContentSource>,
+    readers: ReaderPool,
+    uploads: Semaphore,
+    joined: Semaphore,
+    max_uploads: usize,
+    connections: Arc<ConnectionLimit>,
+    busy_retry_after: Duration,
+    counter: UploadCounter,
+}
+
+/// Why a stream ended early.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    /// The requester broke the protocol.
+    #[error("{0}")]
+    Violation(String),
+    /// The requester went away, cancelled or stalled; nobody's fault.
+    #[error("{0}")]
+    Gone(String),
+}
+
+impl Server {
+    pub(crate) fn start(
+        options: &ExchangeOptions,
+        source: Arc<dyn ContentSource>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            source,
+            readers: ReaderPool::start(options.reader_threads)?,
+            uploads: Semaphore::new(options.max_uploads),
+            joined: Semaphore::new(MAX_JOINED_STREAMS),
+            max_uploads: options.max_uploads,
+            connections: Arc::default(),
+            busy_retry_after: options.busy_retry_after,
+            counter: UploadCounter::default(),
+        })
+    }
+
+    pub(crate) fn stats(&self) -> UploadStats {
+        self.counter.stats(
+            self.max_uploads
+                .saturating_sub(self.uploads.available_permits()),
+        )
+    }
+}
+
+/// One connection, from its handshake to its end.
+pub(crate) async fn serve_connection(server: Arc<Server>, incoming: quinn::Incoming) {
+    let address = incoming.remote_address();
+    let connection = match tokio::time::timeout(HANDSHAKE_DEADLINE, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%address, %error, "no handshake with a peer"),
+        Err(_) => return tracing::debug!(%address, "a peer's handshake took too long"),
+    };
+    let peer = match tls::peer_of(&connection) {
+        Ok(peer) => peer,
+        Err(error) => {
+            return close(
+                &connection,
+                CloseCode::ProtocolViolation,
+                &error.to_string(),
+            );
+        }
+    };
+    let Some(_permit) = server.connections.admit(peer) else {
+        return close(
+            &connection,
+            CloseCode::TooManyConnections,
+            "one connection is enough",
+        );
+    };
+    serve_streams(&server, &connection, peer).await;
+}
+
+async fn serve_streams(server: &Arc<Server>, connection: &Connection, peer: PeerId) {
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = connection.accept_bi() => {
+                // QUIC bounds how many there are: the transport's stream limit.
+                let Ok((send, receive)) = accepted else { return };
+                let reader = MessageReader::new(receive);
+                let (server, connection) = (Arc::clone(server), connection.clone());
+                let stream = Stream { server, connection, peer, send, reader };
+                streams.spawn(stream.serve());
+            }
+            Some(ended) = streams.join_next() => {
+                if let Some(violation) = violation(peer, ended) {
+                    return close(connection, CloseCode::ProtocolViolation, &violation);
+                }
+            }
+        }
+    }
+}
+
+fn violation(peer: PeerId, ended: Result<Result<(), ServeError>, TaskError>) -> Option<String> {
+    match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(ServeError::Gone(reason))) => {
+            tracing::debug!(%peer, %reason, "a peer's stream ended early");
+            None
+        }
+        Ok(Err(ServeError::Violation(reason))) => {
+            tracing::warn!(%peer, %reason, "peer broke the protocol and is disconnected");
+            Some(reason)
+        }
+        Err(error) => {
+            tracing::error!(%peer, %error, "a task that served a peer broke");
+            None
+        }
+    }
+}
+
+fn close(connection: &Connection, code: CloseCode, reason: &str) {
+    connection.close(VarInt::from_u32(code.code()), reason.as_bytes());
+}
+
+/// One stream of one requester.
+struct Stream {
+    server: Arc<Server>,
+    connection: Connection,
+    peer: PeerId,
+    send: SendStream,
+    reader: MessageReader,
+}
+
+impl Stream {
+    async fn serve(mut self) -> Result<(), ServeError> {
+        let server = Arc::clone(&self.server);
+        let Ok(_joined) = server.joined.try_acquire() else {
+            return self
+                .refuse(ResponderMessage::Busy {
+                    retry_after: server.busy_retry_after,
+                })
+                .await;
+        };
+        let join = tokio::time::timeout(JOIN_DEADLINE, self.read_join());
+        let Some((swarm, proof)) = join
+            .await
+            .map_err(|_| ServeError::Gone("no join came".to_owned()))??
+        else {
+            return Ok(());
+        };
+        match self.admit(swarm, proof).await? {
+            Some(content) => self.answer_requests(content).await,
+            None => self.refuse(ResponderMessage::Unknown).await,
+        }
+    }
+
+    async fn read_join(&mut self) -> Result<Option<(SwarmId, JoinProof)>, ServeError> {
+        match self.next().await? {
+            None => Ok(None),
+            Some(RequesterMessage::Join { swarm, proof }) => Ok(Some((swarm, proof))),
+            Some(other) => Err(ServeError::Violation(format!("{other:?} before a join"))),
+        }
+    }
+
+    /// The content, if there is one and the requester knows its key. Both answers take one look-up,
+    /// two proofs and one message.
+    async fn admit(
+        &mut self,
+        swarm: SwarmId,
+        proof: JoinProof,
+    ) -> Result<Option<Arc<dyn ServedContent>>, ServeError> {
+        let secret = SessionSecret::of(&self.connection, &swarm)?;
+        let source = Arc::clone(&self.server.source);
+        let looked_up = self.server.readers.run(move || {
+            source
+                .content(&swarm)
+                .map(|content| (content.key(), Have::of(&content.have()), content))
+        });
+        let found = looked_up.await.ok().flatten();
+        let nobodys_key = ContentKey::from_bytes([0; 32]);
+        let key = found.as_ref().map_or(nobodys_key, |(key, ..)| *key);
+        let right = secret.check(&key, Side::Requester, &proof);
+        let proof = secret.prove(&key, Side::Responder);
+        let Some((_, have, content)) = found.filter(|_| right) else {
+            return Ok(None);
+        };
+        self.write(&ResponderMessage::Joined { proof, have })
+            .await?;
+        Ok(Some(content))
+    }
+
+    /// Answers and ends the stream.
+    async fn refuse(&mut self, answer: ResponderMessage) -> Result<(), ServeError> {
+        self.write(&answer).await?;
+        self.reader.stop();
+        // It fails only when the requester has gone, which is as good.
+        let _gone = self.send.finish();
+        Ok(())
+    }
+
+    async fn answer_requests(&mut self, content: Arc<dyn ServedContent>) -> Result<(), ServeError> {
+        while let Some(message) = self.next().await? {
+            match message {
+                RequesterMessage::Request(range) => self.answer_range(&content, range).await?,
+                RequesterMessage::ManifestRequest => self.answer_manifest(&content).await?,
+                RequesterMessage::HaveRequest => self.answer_have(&content).await?,
+                RequesterMessage::Join { .. } => {
+                    return Err(ServeError::Violation(
+                        "a second join on one stream".to_owned(),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer_have(&mut self, content: &Arc<dyn ServedContent>) -> Result<(), ServeError> {
+        let content = Arc::clone(content);
+        let have = self.server.readers.run(move || Have::of(&content.have()));
+        match have.await {
+            Ok(have) => self.write(&ResponderMessage::Have(have)).await,
+            Err(_) => self.write_busy().await,
+        }
+    }
+
+    async fn answer_manifest(
+        &mut self,
+        content: &Arc<dyn ServedContent>,
+    ) -> Result<(), ServeError> {
+        let server = Arc::clone(&self.server);
+        let Ok(_upload) = server.uploads.try_acquire() else {
+            return self.write_busy().await;
+        };
+        let content = Arc::clone(content);
+        let manifest = server
+            .readers
+            .run(move || content.manifest())
+            .await
+            .ok()
+            .flatten();
+        let with_length = manifest.and_then(|m| Some((u32::try_from(m.len()).ok()?, m)));
+        match with_length {
+            None => self.write(&ResponderMessage::NoManifest).await,
+            Some((length, body)) => {
+                self.write_with_body(&ResponderMessage::Manifest { length }, body)
+                    .await
+            }
+        }
+    }
+
+    async fn answer_range(
+        &mut self,
+        content: &Arc<dyn ServedContent>,
+        range: SegmentRange,
+    ) -> Result<(), ServeError> {
+        let server = Arc::clone(&self.server);
+        let Ok(_upload) = server.uploads.try_acquire() else {
+            let retry_after = server.busy_retry_after;
+            return self
+                .write(&ResponderMessage::RangeBusy { range, retry_after })
+                .await;
+        };
+        let mut ahead = ReadAhead::new(&server.readers, content, range);
+        while let Some((index, segment)) = ahead.next().await {
+            self.write_segment(index, segment).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_segment(
+        &mut self,
+        index: SegmentIndex,
+        segment: Option<VerifiedSegment>,
+    ) -> Result<(), ServeError> {
+        let with_length = segment.and_then(|s| Some((u32::try_from(s.bytes().len()).ok()?, s)));
+        let Some((length, segment)) = with_length else {
+            return self.write(&ResponderMessage::Absent { index }).await;
+        };
+        let header = ResponderMessage::Segment { index, length };
+        self.write_with_body(&header, segment.into_bytes()).await?;
+        self.server.counter.add(self.peer, length.into());
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<RequesterMessage>, ServeError> {
+        Ok(self.reader.next().await?)
+    }
+
+    async fn write_busy(&mut self) -> Result<(), ServeError> {
+        let retry_after = self.server.busy_retry_after;
+        self.write(&ResponderMessage::Busy { retry_after }).await
+    }
+
+    async fn write(&mut self, message: &ResponderMessage) -> Result<(), ServeError> {
+        self.write_chunks(&mut [message.to_bytes().into()]).await
+    }
+
+    async fn write_with_body(
+        &mut self,
+        header: &ResponderMessage,
+        body: Bytes,
+    ) -> Result<(), ServeError> {
+        self.write_chunks(&mut [header.to_bytes().into(), body])
+            .await
+    }
+
+    /// Hands bytes to QUIC, uncopied, as its window allows.
+    async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), ServeError> {
+        match tokio::time::timeout(STALL_DEADLINE, self.send.write_all_chunks(chunks)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(ServeError::Gone(error.to_string())),
+            Err(_) => {
+                // A reset says that the answer is not complete; dropping the stream would finish it.
+                let _gone = self.send.reset(VarInt::from_u32(CloseCode::Done.code()));
+                Err(ServeError::Gone(format!(
+                    "took nothing for {STALL_DEADLINE:?}"
+                )))
+            }
+        }
+    }
+}
+
+/// Reads a range's segments ahead of their being sent, in order.
+struct ReadAhead<'a> {
+    readers: &'a ReaderPool,
+    content: &'a Arc<dyn ServedContent>,
+    /// Not asked of the readers yet.
+    rest: std::ops::Range<u32>,
+    asked: VecDeque<(SegmentIndex, oneshot::Receiver<Option<VerifiedSegment>>)>,
+    last_length: usize,
+}
+
+impl<'a> ReadAhead<'a> {
+    fn new(
+        readers: &'a ReaderPool,
+        content: &'a Arc<dyn ServedContent>,
+        range: SegmentRange,
+    ) -> Self {
+        let rest = range.first().0..range.end();
+        // Until a length is known, two at a time.
+        Self {
+            readers,
+            content,
+            rest,
+            asked: VecDeque::new(),
+            last_length: READ_AHEAD_BYTES / 2,
+        }
+    }
+
+    /// The next segment; the inner `None` when it is absent or its reading panicked.
+    async fn next(&mut self) -> Option<(SegmentIndex, Option<VerifiedSegment>)> {
+        let most = (READ_AHEAD_BYTES / self.last_length.max(1)).clamp(1, READ_AHEAD_SEGMENTS);
+        while self.asked.len() < most
+            && let Some(index) = self.rest.next().map(SegmentIndex)
+        {
+            let content = Arc::clone(self.content);
+            self.asked
+                .push_back((index, self.readers.run(move || content.read(index))));
+        }
+        let (index, reading) = self.asked.pop_front()?;
+        let segment = reading.await.ok().flatten();
+        if let Some(segment) = &segment {
+            self.last_length = segment.bytes().len();
+        }
+        Some((index, segment))
+    }
+}
+
+impl From<ReceiveError> for ServeError {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::Wire(error) => error.into(),
+            ReceiveError::Truncated => {
+                Self::Violation("the stream ended within a message".to_owned())
+            }
+            ReceiveError::Stream(error) => Self::Gone(error.to_string()),
+        }
+    }
+}
+
+impl From<WireError> for ServeError {
+    fn from(error: WireError) -> Self {
+        Self::Violation(error.to_string())
+    }
+}
+
+impl From<PeerFailure> for ServeError {
+    fn from(failure: PeerFailure) -> Self {
+        Self::Gone(failure.to_string())
+    }
+}

@@ -1,0 +1,117 @@
+//! QUIC's parameters for a LAN, and the socket. The figures were measured over loopback and veth.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{
+    AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+
+use crate::options::{ExchangeOptions, Listen};
+
+/// The largest UDP payload tried and accepted. quinn sends batches of ten with GSO, and past about
+/// 6,500 such a batch exceeds what one datagram can be: sends fail and the speed falls.
+const MAX_UDP_PAYLOAD_BYTES: u16 = 6_500;
+
+/// What a connection may hold of data that its reader has not taken yet.
+const RECEIVE_WINDOW_BYTES: u32 = 8 << 20;
+
+/// The same for one stream.
+const STREAM_RECEIVE_WINDOW_BYTES: u32 = 4 << 20;
+
+/// What a connection may hold of data that was not acknowledged yet.
+const SEND_WINDOW_BYTES: u64 = 8 << 20;
+
+/// Before anything was measured: a LAN, not the 333 ms of RFC 9002, section 6.2.2.
+const INITIAL_RTT: Duration = Duration::from_millis(50);
+
+/// Packets between acknowledgements, where both sides know the extension.
+const ACK_EVERY_PACKETS: u32 = 10;
+
+/// Streams one requester may have open on a connection.
+pub(crate) const MAX_STREAMS_PER_CONNECTION: u32 = 16;
+
+/// Room for a burst while the exchange's thread is not scheduled; the kernel doubles it and, without
+/// CAP_NET_ADMIN, caps it at `net.core.rmem_max`.
+const UDP_BUFFER_BYTES: usize = 4 << 20;
+
+/// Parameters of a connection; `streams` is how many the other side may open.
+pub fn transport(options: &ExchangeOptions, streams: u32) -> Arc<TransportConfig> {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MAX_UDP_PAYLOAD_BYTES);
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY_PACKETS));
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(idle_timeout(options.idle_timeout)))
+        .keep_alive_interval(Some(options.idle_timeout / 3))
+        .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .initial_rtt(INITIAL_RTT)
+        .mtu_discovery_config(Some(mtu))
+        .ack_frequency_config(Some(acks))
+        .enable_segmentation_offload(true);
+    Arc::new(transport)
+}
+
+fn idle_timeout(timeout: Duration) -> IdleTimeout {
+    let milliseconds = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+    IdleTimeout::from(VarInt::from_u32(milliseconds))
+}
+
+/// Parameters of the endpoint. The payload size also bounds quinn's receive buffer (64 x 32 of it).
+pub fn endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config
+        .max_udp_payload_size(MAX_UDP_PAYLOAD_BYTES)
+        .expect("6,500 is above QUIC's minimum of 1,200");
+    config
+}
+
+/// Opens the socket; best effort for its buffers.
+pub fn open_socket(listen: Listen) -> io::Result<UdpSocket> {
+    let socket = match listen {
+        Listen::On(address) => UdpSocket::bind(address)?,
+        Listen::Everywhere { port } => match bind_dual_stack(port) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                UdpSocket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?
+            }
+            result => result?,
+        },
+    };
+    socket.set_nonblocking(true)?;
+    enlarge_buffers(&socket);
+    Ok(socket)
+}
+
+fn bind_dual_stack(port: u16) -> io::Result<UdpSocket> {
+    let socket = socket_with(
+        AddressFamily::INET6,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    bind(
+        &socket,
+        &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0),
+    )?;
+    Ok(UdpSocket::from(socket))
+}
+
+fn enlarge_buffers(socket: &UdpSocket) {
+    let received = sockopt::set_socket_recv_buffer_size_force(socket, UDP_BUFFER_BYTES)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, UDP_BUFFER_BYTES));
+    let sent = sockopt::set_socket_send_buffer_size_force(socket, UDP_BUFFER_BYTES)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(socket, UDP_BUFFER_BYTES));
+    if let Err(error) = received.and(sent) {
+        tracing::debug!(%error, "the UDP socket keeps the system's buffer sizes");
+    }
+}
