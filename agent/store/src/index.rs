@@ -26,7 +26,8 @@ const MAX_OPEN_FILES: i32 = 48;
 /// Keys looked up in one call: bounds the blocks pinned meanwhile.
 const KEYS_PER_LOOKUP: usize = 512;
 
-/// The index's tables: RocksDB column families.
+/// The index's tables: RocksDB column families. `segments` and `lru` grow with the segments, the
+/// others stay small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Table {
     /// hash -> place and time of use
@@ -71,10 +72,6 @@ impl Table {
             Self::Meta => "meta",
         }
     }
-
-    fn grows_with_segments(self) -> bool {
-        matches!(self, Self::Segments | Self::Lru)
-    }
 }
 
 /// An open index.
@@ -85,8 +82,11 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn open(path: &Path) -> Result<Self, IndexError> {
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-        let tables = Table::ALL
-            .map(|table| ColumnFamilyDescriptor::new(table.name(), table_options(table, &cache)));
+        // RocksDB's own "default" is not used. It is named all the same: with its usual write
+        // buffer of 64 MiB, RocksDB would wait for that much free space after a full disk.
+        let names = Table::ALL.map(Table::name).into_iter().chain(["default"]);
+        let tables =
+            names.map(|name| ColumnFamilyDescriptor::new(name, table_options(name, &cache)));
         Ok(Self {
             db: DB::open_cf_descriptors(&database_options(), path, tables)?,
         })
@@ -220,7 +220,7 @@ fn database_options() -> Options {
     options
 }
 
-fn table_options(table: Table, cache: &Cache) -> Options {
+fn table_options(name: &str, cache: &Cache) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
     // Indexes and filters of all tables come out of the one cache: memory stays bounded however
@@ -228,20 +228,19 @@ fn table_options(table: Table, cache: &Cache) -> Options {
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     blocks.set_metadata_block_size(4096);
-    if table == Table::Segments {
+    if name == Table::Segments.name() {
         // Most questions about segments are answered with "not here"; 10 bits make 99 % of
         // those free of a block read.
         blocks.set_bloom_filter(10.0, false);
         blocks.set_partition_filters(true);
     }
+    let grows = [Table::Segments, Table::Lru]
+        .map(Table::name)
+        .contains(&name);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(DBCompressionType::None);
-    options.set_write_buffer_size(if table.grows_with_segments() {
-        2 << 20
-    } else {
-        256 << 10
-    });
+    options.set_write_buffer_size(if grows { 2 << 20 } else { 256 << 10 });
     options.set_max_write_buffer_number(2);
     options.set_target_file_size_base(TABLE_FILE_BYTES);
     options.set_max_bytes_for_level_base(4 * TABLE_FILE_BYTES);
