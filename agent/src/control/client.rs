@@ -255,8 +255,8 @@ impl GetStream {
                 return serde_json::from_slice(&line).map_err(|error| self.broken(error));
             }
             let frame = self.body.frame().await;
-            let frame = frame.ok_or_else(|| self.broken("it ended the download without a word"))?;
-            let frame = frame.map_err(|error| self.broken(error))?;
+            let frame = frame.ok_or_else(|| self.broken("it broke off the download"))?;
+            let frame = frame.map_err(|_| self.broken("it died over the download"))?;
             self.pending
                 .extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             if self.pending.len() > MAX_MESSAGE_BYTES {

@@ -108,7 +108,7 @@ impl Download<'_> {
     ) -> Result<Arc<LocalContent>, GetError> {
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            match self.attempt(meter).await {
+            match self.attempt(last.is_some(), meter).await {
                 Ok(complete) => return self.deliver(complete).await,
                 Err(Attempt::Failed(error)) => return Err(error),
                 Err(Attempt::Again(error)) => {
@@ -125,8 +125,8 @@ impl Download<'_> {
         })
     }
 
-    async fn attempt(&self, meter: &mut Meter) -> Result<Complete, Attempt> {
-        let known = lookup::ask(self.shared, &self.target, self.request).await?;
+    async fn attempt(&self, again: bool, meter: &mut Meter) -> Result<Complete, Attempt> {
+        let known = lookup::ask(self.shared, &self.target, self.request, again).await?;
         let Some(table) = self.table(&known).await else {
             return self.plain(known, meter).await;
         };
@@ -390,7 +390,13 @@ impl Download<'_> {
     /// The change, if the origin has another version now than when it was asked first.
     async fn changed_since(&self, known: &Known) -> Option<OriginError> {
         let was = &known.remote.as_ref().ok()?.version;
-        let now = self.shared.origin.probe(&self.target).await.ok()?.version;
+        let now = self
+            .shared
+            .origin
+            .probe_by_get(&self.target)
+            .await
+            .ok()?
+            .version;
         was.differs(&now).then(|| {
             let at = self.target.place();
             OriginError::Changed {

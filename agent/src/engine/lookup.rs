@@ -56,16 +56,23 @@ pub(crate) struct Known {
     pub(crate) digests: Vec<Digest>,
 }
 
-/// Asks the origin about `target`, and for its manifest at the same time.
+/// Asks the origin about `target`, and for its manifest at the same time. `again`: the file changed
+/// after it was asked before, so HEAD may be what is wrong.
 pub(crate) async fn ask(
     shared: &Shared,
     target: &Target,
     request: &GetRequest,
+    again: bool,
 ) -> Result<Known, GetError> {
     let beside = manifest_url(target.url());
     let others_may = !users_digests(request).is_empty() && shared.membership().count() > 0;
     let (mut patience, mut patience_for_manifest) = (at_first(others_may), at_first(others_may));
-    let probe = patience.run(|| shared.origin.probe(target));
+    let probe = patience.run(|| async {
+        match again {
+            false => shared.origin.probe(target).await,
+            true => shared.origin.probe_by_get(target).await,
+        }
+    });
     let early = async {
         if request.without_manifest {
             return Ok(None);
