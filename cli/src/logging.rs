@@ -18,7 +18,7 @@ pub(crate) fn start(level: LogLevel) -> Result<(), Failure> {
     let wanted = std::env::var(VARIABLE)
         .ok()
         .filter(|wanted| !wanted.is_empty());
-    let wanted = wanted.unwrap_or_else(|| level.to_string());
+    let wanted = wanted.unwrap_or_else(|| directives(level));
     let filter = EnvFilter::try_new(&wanted).map_err(|error| {
         let example = "info,branchline_exchange=debug";
         let message = format!("{VARIABLE}: {wanted}: {error}; an example is {example}");
@@ -32,6 +32,14 @@ pub(crate) fn start(level: LogLevel) -> Result<(), Failure> {
         (terminal, _) => to_stderr.with_ansi(terminal).try_init(),
     };
     started.map_err(|error| Failure::new(FailureKind::Usage, format!("log: {error}")))
+}
+
+/// What libraries do is news only when something is wrong.
+fn directives(level: LogLevel) -> String {
+    match level {
+        LogLevel::Error | LogLevel::Warn => level.to_string(),
+        LogLevel::Info | LogLevel::Debug | LogLevel::Trace => format!("warn,branchline={level}"),
+    }
 }
 
 /// The journal notes the time itself and takes the level from a prefix (sd-daemon(3)).

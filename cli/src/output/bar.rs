@@ -15,9 +15,10 @@ pub(crate) struct Bar(Arc<Shown>);
 #[derive(Debug)]
 struct Shown(ProgressBar);
 
-const KNOWN: &str = "{percent:>3}% [{bar:20}] {binary_bytes}/{binary_total_bytes} \
-                     {binary_bytes_per_sec} {eta:>3}  {wide_msg}";
-const UNKNOWN: &str = "{spinner} {binary_bytes} {binary_bytes_per_sec}  {wide_msg}";
+/// Two lines, for the sources need half the width of a usual terminal.
+const KNOWN: &str = "{percent:>3}% [{wide_bar}] {binary_bytes}/{binary_total_bytes} \
+                     {binary_bytes_per_sec} {eta}\n     {wide_msg}";
+const UNKNOWN: &str = "{spinner} {binary_bytes} {binary_bytes_per_sec}\n     {wide_msg}";
 
 impl Bar {
     /// Draws only if stderr is a terminal.
