@@ -39,7 +39,10 @@ pub(super) async fn run(args: PublishArgs) -> Result<(), Failure> {
 
 fn show(bar: &Bar, step: Progress<'_>) {
     match step {
-        Progress::Found { files, bytes } => bar.expect(bytes, &format!("{files} files")),
+        Progress::Found { files, bytes } => {
+            bar.expect(bytes);
+            bar.say(&format!("{files} files"));
+        }
         Progress::Advanced { bytes } => bar.advance(bytes),
         Progress::Finished { path, .. } => bar.say(&path.display().to_string()),
     }

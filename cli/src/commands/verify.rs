@@ -44,7 +44,7 @@ async fn compare(file: PathBuf, manifest: PathBuf) -> Result<VerifyReport, Failu
 
 fn show(bar: &Bar, step: Progress<'_>) {
     match step {
-        Progress::Found { bytes, .. } => bar.expect(bytes, ""),
+        Progress::Found { bytes, .. } => bar.expect(bytes),
         Progress::Advanced { bytes } => bar.advance(bytes),
         Progress::Finished { .. } => {}
     }

@@ -34,12 +34,11 @@ impl Bar {
     }
 
     /// There are so many bytes to do.
-    pub(crate) fn expect(&self, total: u64, message: &str) {
+    pub(crate) fn expect(&self, total: u64) {
         if self.bar().length().is_none() {
             self.bar().set_style(style(KNOWN).progress_chars("=> "));
         }
         self.bar().set_length(total);
-        self.say(message);
     }
 
     /// So many more are done.
@@ -60,7 +59,7 @@ impl Bar {
     /// How far a download is.
     pub(crate) fn show(&self, progress: &Progress) {
         if let Some(total) = progress.bytes {
-            self.expect(total, "");
+            self.expect(total);
         }
         self.bar().set_position(progress.bytes_done());
         self.say(&sources(progress));
