@@ -302,3 +302,161 @@ fn partial_name(target: &std::ffi::OsStr) -> OsString {
     name.push(".branchline-part");
     name
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use branchline_hashing::{ManifestBuilder, SegmentIndex, SegmentingParameters, Sha256Digest};
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// The length of fixed segments, asserted where it is used.
+    const SEGMENT: usize = 256 << 10;
+
+    fn manifest_of(bytes: &[u8]) -> Manifest {
+        assert_eq!(SegmentingParameters::FIXED.max() as usize, SEGMENT);
+        let mut builder = ManifestBuilder::new(SegmentingParameters::FIXED);
+        for segment in bytes.chunks(SEGMENT) {
+            let length = u32::try_from(segment.len()).expect("a segment's length");
+            builder
+                .push(length, SegmentHash::of(segment))
+                .expect("a fixed segment");
+        }
+        builder
+            .finish(Sha256Digest::from_bytes([0; 32]))
+            .expect("a consistent table")
+    }
+
+    fn some_bytes(length: usize) -> Vec<u8> {
+        (0..length)
+            .map(|i| u8::try_from(i * 7 % 251).expect("below 251"))
+            .collect()
+    }
+
+    #[test]
+    fn what_an_interrupted_download_left_is_found_by_its_hashes() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let target = dir.path().join("f");
+        let bytes = some_bytes(5 * SEGMENT + 100);
+        let manifest = manifest_of(&bytes);
+        let partial = Partial::open(&target).expect("opened");
+        partial.reserve(manifest.file_length()).expect("room");
+        assert!(partial.present(&manifest).expect("read").is_empty());
+        for index in [1, 3, 5] {
+            let segment = manifest.segment(SegmentIndex(index)).expect("in the table");
+            let part = bytes[segment.range().start as usize..segment.range().end as usize].to_vec();
+            let verified = VerifiedSegment::verify(Bytes::from(part), segment.hash).expect("right");
+            partial.write(&verified, segment.offset).expect("written");
+        }
+        // A torn write in segment 4 is not taken for the segment.
+        partial
+            .file
+            .write_all_at(&bytes[4 * SEGMENT..4 * SEGMENT + 10], 4 * SEGMENT as u64)
+            .expect("written");
+        drop(partial);
+        let partial = Partial::open(&target).expect("opened again");
+        let present = partial.present(&manifest).expect("read");
+        assert_eq!(present.iter().map(|i| i.0).collect::<Vec<_>>(), [1, 3, 5]);
+    }
+
+    #[test]
+    fn the_target_appears_whole_and_keeps_the_mode_of_what_it_replaces() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let target = dir.path().join("f");
+        std::fs::write(&target, "old").expect("written");
+        std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o640)).expect("set");
+        let partial = Partial::open(&target).expect("opened");
+        partial
+            .file
+            .write_all_at(b"new content, too long", 0)
+            .expect("written");
+        assert_eq!(std::fs::read(&target).expect("read"), b"old");
+        partial.finish(11).expect("finished");
+        assert_eq!(std::fs::read(&target).expect("read"), b"new content");
+        let mode = std::fs::metadata(&target)
+            .expect("there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn a_partial_file_has_one_writer() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let target = dir.path().join("f");
+        let first = Partial::open(&target).expect("opened");
+        assert!(matches!(
+            Partial::open(&target),
+            Err(PartialError::InUse { .. })
+        ));
+        first.finish(0).expect("finished");
+        // Its lock is on the finished file now and hinders nobody.
+        assert!(Partial::open(&target).is_ok());
+    }
+
+    #[test]
+    fn what_stands_under_the_partial_files_name_is_not_followed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (target, precious) = (dir.path().join("f"), dir.path().join("precious"));
+        let name = dir.path().join(".f.branchline-part");
+        std::fs::write(&precious, "precious").expect("written");
+        std::os::unix::fs::symlink(&precious, &name).expect("linked");
+        assert!(matches!(
+            Partial::open(&target),
+            Err(PartialError::Io { .. })
+        ));
+        std::fs::remove_file(&name).expect("removed");
+        std::fs::hard_link(&precious, &name).expect("linked");
+        assert!(matches!(
+            Partial::open(&target),
+            Err(PartialError::BadTarget { .. })
+        ));
+        assert_eq!(std::fs::read(&precious).expect("read"), b"precious");
+    }
+
+    #[test]
+    fn targets_that_are_no_files_are_refused() {
+        let dir = tempfile::tempdir().expect("a folder");
+        assert!(matches!(
+            Partial::open(dir.path()),
+            Err(PartialError::BadTarget { .. })
+        ));
+        let nowhere = dir.path().join("missing").join("f");
+        assert!(matches!(
+            Partial::open(&nowhere),
+            Err(PartialError::Io { .. })
+        ));
+        assert!(matches!(
+            Partial::open(Path::new("/")),
+            Err(PartialError::BadTarget { .. })
+        ));
+    }
+
+    #[test]
+    fn a_digest_is_of_the_files_bytes_and_no_more() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let partial = Partial::open(&dir.path().join("f")).expect("opened");
+        partial
+            .file
+            .write_all_at(b"abc and more", 0)
+            .expect("written");
+        let mut sha256 = branchline_hashing::Sha256::new();
+        sha256.update(b"abc");
+        let right = Digest::Sha256(sha256.finish());
+        let wrong = Digest::Sha256(Sha256Digest::from_bytes([1; 32]));
+        assert_eq!(partial.first_wrong_digest(&[right], 3).expect("read"), None);
+        assert_eq!(
+            partial
+                .first_wrong_digest(&[right, wrong], 3)
+                .expect("read"),
+            Some(wrong)
+        );
+        assert!(
+            partial.first_wrong_digest(&[right], 13).is_err(),
+            "shorter than that"
+        );
+    }
+}

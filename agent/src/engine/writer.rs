@@ -104,3 +104,55 @@ fn settle(file: &File, manifest: &Manifest, arrival: Arrival) -> Outcome {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use branchline_hashing::{ManifestBuilder, SegmentHash, SegmentingParameters, Sha256Digest};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_right_segments_reach_the_file() {
+        let length = SegmentingParameters::FIXED.max();
+        let segment = |fill: u8| Bytes::from(vec![fill; length as usize]);
+        let mut table = ManifestBuilder::new(SegmentingParameters::FIXED);
+        for fill in [1, 2] {
+            table
+                .push(length, SegmentHash::of(&segment(fill)))
+                .expect("a fixed segment");
+        }
+        let manifest = table
+            .finish(Sha256Digest::from_bytes([0; 32]))
+            .expect("a table");
+        let file = tempfile::tempfile().expect("a file");
+        let handle = file.try_clone().expect("a second handle");
+        let (arrivals, mut outcomes) = start(handle, Arc::new(manifest)).expect("a thread");
+        for (index, fill) in [(1, 2), (0, 9), (7, 1)] {
+            let (source, index) = (Source::Origin, SegmentIndex(index));
+            arrivals
+                .send(Arrival {
+                    source,
+                    index,
+                    bytes: segment(fill),
+                })
+                .await
+                .expect("taken");
+        }
+        drop(arrivals);
+        assert!(
+            matches!(outcomes.recv().await, Some(Outcome::Stored { index, .. }) if index.0 == 1)
+        );
+        assert!(matches!(outcomes.recv().await, Some(Outcome::Bad { index, .. }) if index.0 == 0));
+        assert!(matches!(outcomes.recv().await, Some(Outcome::Failed(_))));
+        assert!(outcomes.recv().await.is_none());
+        let mut first = vec![7; length as usize];
+        file.read_exact_at(&mut first, 0).expect("read");
+        assert!(
+            first.iter().all(|byte| *byte == 0),
+            "nothing was written at a wrong segment's place"
+        );
+        file.read_exact_at(&mut first, u64::from(length))
+            .expect("read");
+        assert!(first.iter().all(|byte| *byte == 2));
+    }
+}
