@@ -24,6 +24,11 @@ use crate::tls;
 /// is dropped and its caller is told that the exchange does not take it.
 const MAX_TASKS: usize = 4096;
 
+/// Between the end of all uploads and the goodbye. quinn sends no CONNECTION_CLOSE while the
+/// congestion window is full and takes no acknowledgements once a connection is closed: what is in
+/// flight has to arrive first. A LAN's round trip and the 25 ms that acknowledgements may be delayed.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// How long peers have to hear the goodbye.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -265,6 +270,10 @@ impl Hub {
     async fn say_goodbye(mut self) {
         self.endpoint.set_server_config(None);
         self.commands.close();
+        self.server.stop_uploads();
+        if !self.serving.is_empty() {
+            tokio::time::sleep(SETTLE).await;
+        }
         let code = VarInt::from_u32(CloseCode::ShuttingDown.code());
         self.endpoint.close(code, b"the agent stops");
         if tokio::time::timeout(GOODBYE_DEADLINE, self.endpoint.wait_idle())

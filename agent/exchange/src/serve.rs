@@ -15,7 +15,7 @@ use branchline_core::{PeerId, SegmentRange};
 use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
 use bytes::Bytes;
 use quinn::{Connection, SendStream, VarInt};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinError as TaskError, JoinSet};
 
 use crate::connection_limit::ConnectionLimit;
@@ -56,6 +56,7 @@ pub(crate) struct Server {
     connections: Arc<ConnectionLimit>,
     busy_retry_after: Duration,
     counter: UploadCounter,
+    stopping: watch::Sender<bool>,
 }
 
 /// Why a stream ended early.
@@ -83,7 +84,13 @@ impl Server {
             connections: Arc::default(),
             busy_retry_after: options.busy_retry_after,
             counter: UploadCounter::default(),
+            stopping: watch::Sender::new(false),
         })
+    }
+
+    /// Ends all uploads: their streams are reset. Connections stay for the goodbye.
+    pub(crate) fn stop_uploads(&self) {
+        self.stopping.send_replace(true);
     }
 
     pub(crate) fn stats(&self) -> UploadStats {
@@ -123,15 +130,18 @@ pub(crate) async fn serve_connection(server: Arc<Server>, incoming: quinn::Incom
 }
 
 async fn serve_streams(server: &Arc<Server>, connection: &Connection, peer: PeerId) {
+    let mut stopping = server.stopping.subscribe();
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
+            _ = stopping.wait_for(|stopping| *stopping) => break,
             accepted = connection.accept_bi() => {
                 // QUIC bounds how many there are: the transport's stream limit.
                 let Ok((send, receive)) = accepted else { return };
                 let reader = MessageReader::new(receive);
                 let (server, connection) = (Arc::clone(server), connection.clone());
-                let stream = Stream { server, connection, peer, send, reader };
+                let answered = false;
+                let stream = Stream { server, connection, peer, send, reader, answered };
                 streams.spawn(stream.serve());
             }
             Some(ended) = streams.join_next() => {
@@ -141,6 +151,8 @@ async fn serve_streams(server: &Arc<Server>, connection: &Connection, peer: Peer
             }
         }
     }
+    drop(streams);
+    connection.closed().await;
 }
 
 fn violation(peer: PeerId, ended: Result<Result<(), ServeError>, TaskError>) -> Option<String> {
@@ -165,24 +177,40 @@ fn close(connection: &Connection, code: CloseCode, reason: &str) {
     connection.close(VarInt::from_u32(code.code()), reason.as_bytes());
 }
 
-/// One stream of one requester.
+/// One stream of one requester. Unless all was answered, dropping it resets it: an end of stream in
+/// the middle would be a lie, for which the requester would cut this agent off.
 struct Stream {
     server: Arc<Server>,
     connection: Connection,
     peer: PeerId,
     send: SendStream,
     reader: MessageReader,
+    answered: bool,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.answered {
+            // It fails only when the stream is closed already.
+            let _closed = self.send.reset(VarInt::from_u32(CloseCode::Done.code()));
+        }
+    }
 }
 
 impl Stream {
     async fn serve(mut self) -> Result<(), ServeError> {
+        self.join_and_answer().await?;
+        self.answered = true;
+        self.reader.stop();
+        // It fails only when the requester has gone, which is as good.
+        let _gone = self.send.finish();
+        Ok(())
+    }
+
+    async fn join_and_answer(&mut self) -> Result<(), ServeError> {
         let server = Arc::clone(&self.server);
         let Ok(_joined) = server.joined.try_acquire() else {
-            return self
-                .refuse(ResponderMessage::Busy {
-                    retry_after: server.busy_retry_after,
-                })
-                .await;
+            return self.write_busy().await;
         };
         let join = tokio::time::timeout(JOIN_DEADLINE, self.read_join());
         let Some((swarm, proof)) = join
@@ -193,7 +221,7 @@ impl Stream {
         };
         match self.admit(swarm, proof).await? {
             Some(content) => self.answer_requests(content).await,
-            None => self.refuse(ResponderMessage::Unknown).await,
+            None => self.write(&ResponderMessage::Unknown).await,
         }
     }
 
@@ -230,15 +258,6 @@ impl Stream {
         self.write(&ResponderMessage::Joined { proof, have })
             .await?;
         Ok(Some(content))
-    }
-
-    /// Answers and ends the stream.
-    async fn refuse(&mut self, answer: ResponderMessage) -> Result<(), ServeError> {
-        self.write(&answer).await?;
-        self.reader.stop();
-        // It fails only when the requester has gone, which is as good.
-        let _gone = self.send.finish();
-        Ok(())
     }
 
     async fn answer_requests(&mut self, content: Arc<dyn ServedContent>) -> Result<(), ServeError> {
@@ -352,13 +371,9 @@ impl Stream {
         match tokio::time::timeout(STALL_DEADLINE, self.send.write_all_chunks(chunks)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(ServeError::Gone(error.to_string())),
-            Err(_) => {
-                // A reset says that the answer is not complete; dropping the stream would finish it.
-                let _gone = self.send.reset(VarInt::from_u32(CloseCode::Done.code()));
-                Err(ServeError::Gone(format!(
-                    "took nothing for {STALL_DEADLINE:?}"
-                )))
-            }
+            Err(_) => Err(ServeError::Gone(format!(
+                "took nothing for {STALL_DEADLINE:?}"
+            ))),
         }
     }
 }

@@ -386,7 +386,7 @@ async fn a_peer_that_is_cut_off_gives_nothing_more() {
 async fn shutting_down_tells_peers_and_frees_the_port() {
     let content = Arc::new(Memory {
         gate: Some(Gate::default()),
-        ..Memory::new(15, 5)
+        ..Memory::even(15, 5, 1 << 20)
     });
     let (alice, bob) = (Agent::start(&[&content]), Agent::start(&[]));
     let session = bob.join(&alice, &content).await;
@@ -397,11 +397,9 @@ async fn shutting_down_tells_peers_and_frees_the_port() {
     let address = alice.address();
     content.gate.as_ref().expect("gated").open();
     soon(alice.exchange.shut_down()).await;
-    let failure = events.failure().await;
-    assert!(
-        matches!(&failure, PeerFailure::Lost { reason } if reason.contains("stops")),
-        "{failure}"
-    );
+    assert!(matches!(events.failure().await, PeerFailure::Lost { .. }));
+    let failure = soon(session.ask_have(5)).await.expect_err("alice has gone");
+    assert!(failure.to_string().contains("the agent stops"), "{failure}");
     UdpSocket::bind(address).expect("the port is free again");
 }
 
