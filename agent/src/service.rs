@@ -56,14 +56,26 @@ pub async fn run(
     ready: impl FnOnce(&Running),
 ) -> Result<(), Failure> {
     let running = Arc::new(Running::start(&config, state_dir).await?);
-    let socket = ControlSocket::bind(state_dir)?;
-    ready(&running);
-    let backend: Arc<dyn Backend> = Arc::clone(&running) as Arc<dyn Backend>;
-    let served = control::serve(socket, backend, stop).await;
+    let served = match ControlSocket::bind(state_dir) {
+        Ok(socket) => {
+            ready(&running);
+            serve(socket, Arc::clone(&running), stop).await
+        }
+        Err(error) => Err(error.into()),
+    };
     match Arc::into_inner(running) {
         Some(running) => running.shut_down(false).await,
         None => tracing::warn!("the control API is still in use; the process ends anyway"),
     }
+    served
+}
+
+async fn serve(
+    socket: ControlSocket,
+    running: Arc<Running>,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let served = control::serve(socket, running, stop).await;
     served.map_err(|error| Failure::new(FailureKind::LocalDisk, format!("control socket: {error}")))
 }
 
@@ -155,18 +167,23 @@ impl Running {
     }
 
     async fn get_and_end(self, request: GetRequest, out: mpsc::Sender<GetEvent>) {
+        let cancelled = tokio::select! {
+            () = self.pass_on(request, &out) => false,
+            () = out.closed() => true,
+        };
+        // Whoever waits for the file has it now; the rest is for the next download.
+        drop(out);
+        self.shut_down(!cancelled).await;
+    }
+
+    async fn pass_on(&self, request: GetRequest, out: &mpsc::Sender<GetEvent>) {
         self.meet_peers().await;
         let mut events = self.engine.get(request);
-        let mut cancelled = false;
         while let Some(event) = events.recv().await {
             if out.send(event).await.is_err() {
-                cancelled = true;
-                break;
+                return;
             }
         }
-        // Whoever waits for the file has it now; the rest is for the next download.
-        drop((out, events));
-        self.shut_down(!cancelled).await;
     }
 
     async fn meet_peers(&self) {

@@ -55,9 +55,14 @@ impl LocalContent {
     pub(crate) fn is_shared(&self) -> bool {
         match self.trust {
             Trust::Manifest => true,
-            Trust::Digest => self.proved.load(Ordering::Acquire),
+            Trust::Digest => self.is_proved(),
             Trust::Branch | Trust::Origin => false,
         }
+    }
+
+    /// Whether its table is right beyond doubt.
+    pub(crate) fn is_proved(&self) -> bool {
+        self.proved.load(Ordering::Acquire)
     }
 
     /// The whole file matches its digest.

@@ -126,6 +126,7 @@ impl Download<'_> {
     }
 
     async fn attempt(&self, again: bool, meter: &mut Meter) -> Result<Complete, Attempt> {
+        meter.report(0, "the origin to answer");
         let known = lookup::ask(self.shared, &self.target, self.request, again).await?;
         let Some(table) = self.table(&known).await else {
             return self.plain(known, meter).await;
@@ -212,6 +213,14 @@ impl Download<'_> {
 
     /// The table that an earlier download of the same content left here.
     async fn kept(&self, key: ContentKey) -> Option<Arc<Manifest>> {
+        if let Some(local) = self
+            .shared
+            .shelf
+            .find(key)
+            .filter(|local| local.is_proved())
+        {
+            return Some(Arc::clone(&local.manifest));
+        }
         let store = self.shared.store.clone();
         let record = blocking(move || store.content(&key)).await.ok()??;
         Some(Arc::new(Manifest::decode(&record.manifest).ok()?))
@@ -245,7 +254,11 @@ impl Download<'_> {
             .shared
             .store
             .hold(manifest.segments().map(|segment| segment.hash));
-        let present = self.copy_from_store(&manifest, present, meter).await?;
+        let here = Here {
+            store: self.shared.store.clone(),
+            local: self.shared.shelf.find(key),
+        };
+        let present = self.copy(here, &manifest, present, meter).await?;
         let file = self.partial.handle()?;
         let content = LocalContent::new(key, manifest, trust, present, file);
         if !provisional {
@@ -266,27 +279,28 @@ impl Download<'_> {
     }
 
     /// Copies what this machine holds of the file, whatever it belonged to.
-    async fn copy_from_store(
+    async fn copy(
         &self,
+        here: Here,
         manifest: &Arc<Manifest>,
         mut present: SegmentSet,
         meter: &mut Meter,
     ) -> Result<SegmentSet, PartialError> {
-        let (store, described) = (self.shared.store.clone(), Arc::clone(manifest));
-        let held = blocking(move || present_in_store(&store, &described)).await;
+        let (asked, described) = (here.clone(), Arc::clone(manifest));
+        let held = blocking(move || asked.holds(&described)).await;
         let wanted: Vec<_> = held
             .iter()
             .filter(|index| !present.contains(*index))
             .collect();
         for part in wanted.chunks(COPY_SEGMENTS) {
-            let (store, described) = (self.shared.store.clone(), Arc::clone(manifest));
+            let (here, described) = (here.clone(), Arc::clone(manifest));
             let (partial, part) = (Arc::clone(&self.partial), part.to_vec());
-            let copied = blocking(move || copy(&store, &described, &partial, &part)).await?;
+            let copied = blocking(move || here.copy(&described, &partial, &part)).await?;
             for index in copied {
                 present.insert(index);
                 meter.count_local(manifest.segment(index).map_or(0, |s| u64::from(s.length)));
             }
-            meter.report(0, Some("this machine's store"));
+            meter.report(0, "this machine's store");
         }
         Ok(present)
     }
@@ -431,25 +445,53 @@ fn bytes_of(manifest: &Manifest, set: &SegmentSet) -> u64 {
     lengths.map(|segment| u64::from(segment.length)).sum()
 }
 
-/// Copies segments out of the store; which were still there and right. Blocks.
-fn copy(
-    store: &Store,
-    manifest: &Manifest,
-    partial: &Partial,
-    wanted: &[SegmentIndex],
-) -> Result<Vec<SegmentIndex>, PartialError> {
-    let mut copied = Vec::with_capacity(wanted.len());
-    for index in wanted {
-        let Some(segment) = manifest.segment(*index) else {
-            continue;
-        };
-        // A store that cannot be read is a cache that misses.
-        if let Ok(Some(verified)) = store.read(segment.hash) {
-            partial.write(&verified, segment.offset)?;
-            copied.push(*index);
+/// Where this machine has segments: its store, and a download of the same content that is not in
+/// the store yet. Everything about it blocks.
+#[derive(Clone)]
+struct Here {
+    store: Store,
+    local: Option<Arc<LocalContent>>,
+}
+
+impl Here {
+    fn holds(&self, manifest: &Manifest) -> SegmentSet {
+        let mut held = present_in_store(&self.store, manifest);
+        if let Some(local) = self.local_with(manifest) {
+            held.unite(&local.done());
         }
+        held
     }
-    Ok(copied)
+
+    /// Copies segments; which were still there and right.
+    fn copy(
+        &self,
+        manifest: &Manifest,
+        partial: &Partial,
+        wanted: &[SegmentIndex],
+    ) -> Result<Vec<SegmentIndex>, PartialError> {
+        let mut copied = Vec::with_capacity(wanted.len());
+        for index in wanted {
+            let Some(segment) = manifest.segment(*index) else {
+                continue;
+            };
+            let local = self
+                .local_with(manifest)
+                .and_then(|local| local.read_verified(*index));
+            // A store that cannot be read is a cache that misses.
+            let found = local.or_else(|| self.store.read(segment.hash).ok().flatten());
+            if let Some(verified) = found.filter(|found| found.hash() == segment.hash) {
+                partial.write(&verified, segment.offset)?;
+                copied.push(*index);
+            }
+        }
+        Ok(copied)
+    }
+
+    /// Tables of one digest can differ, if strangers made them.
+    fn local_with(&self, manifest: &Manifest) -> Option<&LocalContent> {
+        let local = self.local.as_deref()?;
+        (local.manifest.head() == manifest.head()).then_some(local)
+    }
 }
 
 /// Runs what blocks off the async thread. A panic there is a panic here.

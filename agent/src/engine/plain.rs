@@ -122,7 +122,7 @@ impl Plain<'_> {
                     }
                     meter.count(Source::Origin, bytes);
                 }
-                _ = progress.tick() => meter.report(0, Some("the origin")),
+                _ = progress.tick() => meter.report(0, "the origin to send the file"),
             }
         }
     }

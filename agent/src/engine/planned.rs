@@ -151,7 +151,7 @@ impl Running<'_> {
                 Some(members) = changed(&mut members) => self.greet(&members),
                 () = sleep_until(until) => self.planner.handle_timeout(now()),
                 _ = progress.tick() => {
-                    let waiting_for = deadline.map(|deadline| deadline.waiting_for);
+                    let waiting_for = deadline.map_or("the origin", |deadline| deadline.waiting_for);
                     meter.report(self.links.joined(), waiting_for);
                 }
             }

@@ -56,6 +56,8 @@ pub(crate) struct Meter {
     events: mpsc::Sender<GetEvent>,
     shown: Box<dyn Fn(&Progress) + Send>,
     notices: Vec<String>,
+    /// Bytes done at the last report.
+    reported: u64,
 }
 
 impl Meter {
@@ -72,6 +74,7 @@ impl Meter {
             events,
             shown,
             notices: Vec::new(),
+            reported: 0,
         }
     }
 
@@ -104,10 +107,12 @@ impl Meter {
         self.totals.from_store.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Tells how far it is.
-    pub(crate) fn report(&mut self, peers: u32, waiting_for: Option<&str>) {
+    /// Tells how far it is, and what it waits for if nothing has come since it last did.
+    pub(crate) fn report(&mut self, peers: u32, waiting_for: &str) {
+        let done = self.progress.bytes_done();
+        let waits = std::mem::replace(&mut self.reported, done) == done;
         self.progress.peers = peers;
-        self.progress.waiting_for = waiting_for.map(str::to_owned);
+        self.progress.waiting_for = waits.then(|| waiting_for.to_owned());
         (self.shown)(&self.progress);
         // A listener that is slow misses a step of the progress bar and nothing else.
         let _ = self

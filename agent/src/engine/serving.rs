@@ -38,6 +38,11 @@ impl Shelf {
         }
     }
 
+    /// A content of this machine that is not, or not wholly, in the store yet.
+    pub(crate) fn find(&self, key: ContentKey) -> Option<Arc<LocalContent>> {
+        self.local(&key.swarm_id())
+    }
+
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<SwarmId, Arc<LocalContent>>> {
         self.local.write().unwrap_or_else(PoisonError::into_inner)
     }
