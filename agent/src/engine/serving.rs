@@ -1,7 +1,8 @@
 //! What this agent gives to others: the contents it downloads, and those its store holds.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use branchline_core::SegmentSet;
 use branchline_exchange::{ContentSource, ServedContent};
@@ -17,13 +18,24 @@ pub(crate) struct Shelf {
     /// Downloads that run, and those whose segments are on their way into the store. Held for
     /// moments only.
     local: RwLock<BTreeMap<SwarmId, Arc<LocalContent>>>,
+    /// Contents of the store that were asked for a moment ago. Held while one is looked up: whoever
+    /// else asks would only look up the same.
+    recent: Mutex<Vec<Arc<StoredContent>>>,
 }
+
+/// A download opens several streams within a second, and each asks what is here; looking that up
+/// takes some 2 microseconds a segment.
+const LOOKUP_LASTS: Duration = Duration::from_secs(5);
+
+/// Remembered at a time: at 44 bytes a segment, 6 MiB. The segments of a file of 5 GiB.
+const LOOKUP_SEGMENTS_KEPT: u32 = 150_000;
 
 impl Shelf {
     pub(crate) fn new(store: Store) -> Arc<Self> {
         Arc::new(Self {
             store,
             local: RwLock::default(),
+            recent: Mutex::default(),
         })
     }
 
@@ -55,8 +67,27 @@ impl Shelf {
             .cloned()
     }
 
+    /// A content of the store, looked up once for the several streams of a download.
+    fn stored(&self, swarm: &SwarmId) -> Option<Arc<StoredContent>> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|content| content.looked_up.elapsed() < LOOKUP_LASTS);
+        if let Some(known) = recent
+            .iter()
+            .find(|content| content.key.swarm_id() == *swarm)
+        {
+            return Some(Arc::clone(known));
+        }
+        let content = Arc::new(self.look_up(swarm)?);
+        let segments = |content: &Arc<StoredContent>| content.manifest.segment_count();
+        let kept: u32 = recent.iter().map(segments).sum();
+        if kept.saturating_add(segments(&content)) <= LOOKUP_SEGMENTS_KEPT {
+            recent.push(Arc::clone(&content));
+        }
+        Some(content)
+    }
+
     /// What only the origin vouches for is never given to others: nobody could check it.
-    fn stored(&self, swarm: &SwarmId) -> Option<StoredContent> {
+    fn look_up(&self, swarm: &SwarmId) -> Option<StoredContent> {
         let record = self.store.content_by_swarm(swarm).ok()??;
         match record.trust {
             Trust::Manifest | Trust::Digest => {}
@@ -64,11 +95,13 @@ impl Shelf {
         }
         let manifest = Manifest::decode(&record.manifest).ok()?;
         let store = self.store.clone();
+        let have = present_in_store(&store, &manifest);
         Some(StoredContent {
             key: record.key,
             manifest,
-            encoded: record.manifest,
+            have,
             store,
+            looked_up: Instant::now(),
         })
     }
 }
@@ -98,7 +131,8 @@ impl ContentSource for Shelf {
         if let Some(local) = self.local(swarm).filter(|local| local.is_shared()) {
             return Some(local);
         }
-        Some(Arc::new(self.stored(swarm)?))
+        let stored: Arc<dyn ServedContent> = self.stored(swarm)?;
+        Some(stored)
     }
 }
 
@@ -124,8 +158,9 @@ impl ServedContent for LocalContent {
 struct StoredContent {
     key: ContentKey,
     manifest: Manifest,
-    encoded: Bytes,
+    have: SegmentSet,
     store: Store,
+    looked_up: Instant,
 }
 
 impl ServedContent for StoredContent {
@@ -134,11 +169,11 @@ impl ServedContent for StoredContent {
     }
 
     fn have(&self) -> SegmentSet {
-        present_in_store(&self.store, &self.manifest)
+        self.have.clone()
     }
 
     fn manifest(&self) -> Option<Bytes> {
-        Some(self.encoded.clone())
+        Some(self.manifest.encode().into())
     }
 
     fn read(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
