@@ -1,0 +1,129 @@
+//! CPU time of a process by thread, from /proc.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use branchline_lab::Measured;
+
+/// CPU time, split as the kernel does.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Cpu {
+    pub(crate) user_seconds: f64,
+    pub(crate) system_seconds: f64,
+}
+
+impl Cpu {
+    pub(crate) fn seconds(self) -> f64 {
+        self.user_seconds + self.system_seconds
+    }
+
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            user_seconds: self.user_seconds + other.user_seconds,
+            system_seconds: self.system_seconds + other.system_seconds,
+        }
+    }
+
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            user_seconds: self.user_seconds - earlier.user_seconds,
+            system_seconds: self.system_seconds - earlier.system_seconds,
+        }
+    }
+}
+
+impl From<Measured> for Cpu {
+    fn from(measured: Measured) -> Self {
+        Self {
+            user_seconds: measured.user.as_secs_f64(),
+            system_seconds: measured.system.as_secs_f64(),
+        }
+    }
+}
+
+/// CPU time so far, by the threads' names. Threads of the same name are added up; one that has ended
+/// is missing here, but is part of its process's time.
+pub(crate) fn by_name(pid: i32) -> Result<BTreeMap<String, Cpu>> {
+    let mut sums: BTreeMap<String, Cpu> = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end meanwhile.
+        let Ok(stat) = fs::read_to_string(task?.path().join("stat")) else {
+            continue;
+        };
+        let (name, cpu) = parse(&stat).with_context(|| format!("odd stat: {stat}"))?;
+        let sum = sums.entry(name.to_owned()).or_default();
+        *sum = sum.plus(cpu);
+    }
+    Ok(sums)
+}
+
+/// What each thread used between two calls; `process` is what the whole process used.
+pub(crate) fn between(
+    before: &BTreeMap<String, Cpu>,
+    after: &BTreeMap<String, Cpu>,
+    process: Cpu,
+) -> Vec<(String, Cpu)> {
+    let used = |(name, cpu): (&String, &Cpu)| {
+        let earlier = before.get(name).copied().unwrap_or_default();
+        (name.clone(), cpu.since(earlier))
+    };
+    let mut rows: Vec<(String, Cpu)> = after.iter().map(used).collect();
+    let living = rows
+        .iter()
+        .fold(Cpu::default(), |sum, (_, cpu)| sum.plus(*cpu));
+    rows.push(("(ended)".to_owned(), process.since(living)));
+    rows.retain(|(_, cpu)| cpu.seconds() > 0.005);
+    rows.sort_by(|(_, left), (_, right)| right.seconds().total_cmp(&left.seconds()));
+    rows
+}
+
+/// Field 2 is the name in parentheses and may hold spaces; utime and stime are fields 14 and 15.
+fn parse(stat: &str) -> Option<(&str, Cpu)> {
+    let (head, tail) = stat.rsplit_once(')')?;
+    let (_, name) = head.split_once('(')?;
+    let mut ticks = tail
+        .split_ascii_whitespace()
+        .skip(11)
+        .map_while(|field| field.parse::<u64>().ok());
+    let per_second = rustix::param::clock_ticks_per_second();
+    let mut seconds = || {
+        let ticks = ticks.next()?;
+        Some(Duration::from_millis(ticks * 1000 / per_second).as_secs_f64())
+    };
+    let cpu = Cpu {
+        user_seconds: seconds()?,
+        system_seconds: seconds()?,
+    };
+    Some((name, cpu))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threads_line_is_understood_whatever_its_name() {
+        let stat = "9 (a ) b) S 1 7 7 0 -1 4 1 2 3 4 250 50 9 9 20 0 1 0";
+        let (name, cpu) = parse(stat).expect("a whole line");
+        let per_second = rustix::param::clock_ticks_per_second() as f64;
+        assert_eq!(name, "a ) b");
+        assert!((cpu.user_seconds - 250.0 / per_second).abs() < 0.01);
+        assert!((cpu.system_seconds - 50.0 / per_second).abs() < 0.01);
+    }
+
+    #[test]
+    fn what_ended_threads_used_is_what_the_process_used_besides() {
+        let cpu = |user_seconds| Cpu {
+            user_seconds,
+            system_seconds: 0.0,
+        };
+        let before = BTreeMap::from([("main".to_owned(), cpu(1.0))]);
+        let after = BTreeMap::from([("main".to_owned(), cpu(1.5)), ("new".to_owned(), cpu(0.25))]);
+        let rows = between(&before, &after, cpu(2.0));
+        assert_eq!(rows[0], ("(ended)".to_owned(), cpu(1.25)));
+        assert_eq!(rows[1], ("main".to_owned(), cpu(0.5)));
+        assert_eq!(rows[2], ("new".to_owned(), cpu(0.25)));
+    }
+}

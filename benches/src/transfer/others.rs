@@ -1,0 +1,265 @@
+//! Those whom Branchline is compared with.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use branchline_lab::{Finished, Host, Origin, OriginOptions, Process};
+
+use crate::bare;
+use crate::threads::Cpu;
+use crate::transfer::{Contestant, FILE, Sample, Stage};
+use crate::work::{ensure_same, remove};
+
+/// The longest a transfer may take.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// sendme hashes the whole file before it offers it, rqbit too.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+
+/// rqbit's own default is any free port, which it does not print.
+const RQBIT_PORT: u16 = 4240;
+
+/// A client run to its end beside a server that goes on.
+fn sample(server: &mut Process, host: &Host, client: Command) -> Result<(Sample, Finished)> {
+    let before = Cpu::from(server.measured()?);
+    let begun = Instant::now();
+    let finished = host.run(client, PATIENCE)?.success()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let after = server.measured()?;
+    let sample = Sample {
+        seconds,
+        receiver: finished.measured.into(),
+        sender: Cpu::from(after).since(before),
+        receiver_peak_bytes: finished.measured.peak_resident_bytes,
+        sender_peak_bytes: after.peak_resident_bytes,
+    };
+    Ok((sample, finished))
+}
+
+/// nginx and curl over TLS 1.3 and HTTP/1.1, which is faster here than HTTP/2. nginx lives for one run,
+/// for two of this kind share a machine and its ports.
+pub(crate) struct Curl<'a> {
+    stage: &'a Stage,
+    nginx: Option<Origin>,
+    sync: bool,
+}
+
+impl<'a> Curl<'a> {
+    pub(crate) fn new(stage: &'a Stage) -> Self {
+        Self {
+            stage,
+            nginx: None,
+            sync: false,
+        }
+    }
+
+    /// Followed by what Branchline does before it says that it is done.
+    pub(crate) fn with_sync(stage: &'a Stage) -> Self {
+        Self {
+            sync: true,
+            ..Self::new(stage)
+        }
+    }
+}
+
+impl Contestant for Curl<'_> {
+    fn name(&self) -> &'static str {
+        match self.sync {
+            false => "nginx + curl",
+            true => "curl, then sync",
+        }
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        let options = OriginOptions::serving(&self.stage.www);
+        self.nginx = Some(Origin::start(self.stage.lab.member(0), &options)?);
+        Ok(())
+    }
+
+    fn run(&mut self, target: &Path) -> Result<Sample> {
+        let nginx = self.nginx.as_mut().context("prepare starts it")?;
+        let url = nginx.https_url(FILE);
+        let script = match self.sync {
+            false => r#"exec curl "$@""#,
+            true => r#"curl "$@"; sync "$TARGET""#,
+        };
+        let mut client = Command::new("/bin/sh");
+        client.args(["-euc", script, "sh"]).env("TARGET", target);
+        client.args([
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--http1.1",
+            "--tlsv1.3",
+        ]);
+        client.arg("--cacert").arg(nginx.ca_certificate());
+        client.arg("--output").arg(target).arg(url);
+        let host = self.stage.lab.member(1);
+        Ok(sample(nginx.process(), host, client)?.0)
+    }
+
+    fn clean_up(&mut self) -> Result<()> {
+        self.nginx = None;
+        Ok(())
+    }
+}
+
+/// The exchange's transport without the exchange, from memory to nowhere.
+pub(crate) struct BareQuic<'a> {
+    stage: &'a Stage,
+    server: Process,
+    line: String,
+}
+
+impl<'a> BareQuic<'a> {
+    pub(crate) fn new(stage: &'a Stage) -> Result<Self> {
+        let server = stage
+            .lab
+            .member(0)
+            .spawn(bare::serve_command(stage.bytes)?)?;
+        let line = server.wait_for_line(START_PATIENCE, |_| true)?;
+        Ok(Self {
+            stage,
+            server,
+            line,
+        })
+    }
+}
+
+impl Contestant for BareQuic<'_> {
+    fn name(&self) -> &'static str {
+        "bare quinn"
+    }
+
+    fn run(&mut self, _nothing_is_written: &Path) -> Result<Sample> {
+        let address = self.stage.lab.member(0).address();
+        let client = bare::fetch_command(&self.line, address, self.stage.bytes)?;
+        let host = self.stage.lab.member(1);
+        Ok(sample(&mut self.server, host, client)?.0)
+    }
+}
+
+/// sendme, which is iroh-blobs: BLAKE3-verified, over QUIC.
+pub(crate) struct Sendme<'a> {
+    stage: &'a Stage,
+    program: PathBuf,
+    server: Process,
+    ticket: String,
+}
+
+impl<'a> Sendme<'a> {
+    pub(crate) fn new(stage: &'a Stage, program: PathBuf) -> Result<Self> {
+        let mut send = Command::new(&program);
+        send.args(["send", "--no-progress", "--relay", "disabled"]);
+        send.args(["--ticket-type", "addresses"]).arg(stage.file());
+        send.current_dir(stage.work.folder("sendme-sender")?);
+        let server = stage.lab.member(0).spawn(send)?;
+        let is_ticket = |line: &str| line.starts_with("sendme receive ");
+        let line = server.wait_for_line(START_PATIENCE, is_ticket)?;
+        let ticket = line.rsplit(' ').next().context("no ticket")?.to_owned();
+        Ok(Self {
+            stage,
+            program,
+            server,
+            ticket,
+        })
+    }
+}
+
+impl Contestant for Sendme<'_> {
+    fn name(&self) -> &'static str {
+        "sendme"
+    }
+
+    fn run(&mut self, _it_chooses_the_name: &Path) -> Result<Sample> {
+        let folder = self.stage.work.folder("sendme-receiver")?;
+        let mut receive = Command::new(&self.program);
+        receive.args([
+            "receive",
+            "--no-progress",
+            "--relay",
+            "disabled",
+            &self.ticket,
+        ]);
+        receive.current_dir(&folder);
+        let host = self.stage.lab.member(1);
+        let (sample, _) = sample(&mut self.server, host, receive)?;
+        ensure_same(&self.stage.file(), &folder.join(FILE))?;
+        Ok(sample)
+    }
+
+    fn clean_up(&mut self) -> Result<()> {
+        remove(&self.stage.work.path("sendme-receiver"))
+    }
+}
+
+/// rqbit: BitTorrent, SHA-1.
+pub(crate) struct Rqbit<'a> {
+    stage: &'a Stage,
+    program: PathBuf,
+    server: Process,
+    magnet: String,
+}
+
+impl<'a> Rqbit<'a> {
+    pub(crate) fn new(stage: &'a Stage, program: PathBuf) -> Result<Self> {
+        let mut share = rqbit(&program, stage)?;
+        share.args(["--listen-port", &RQBIT_PORT.to_string(), "share"]);
+        share.arg(stage.file());
+        let server = stage.lab.member(0).spawn(share)?;
+        let is_link = |line: &str| line.contains("magnet:");
+        let line = server.wait_for_line(START_PATIENCE, is_link)?;
+        let magnet = line.rsplit(' ').next().context("no link")?.to_owned();
+        Ok(Self {
+            stage,
+            program,
+            server,
+            magnet,
+        })
+    }
+}
+
+/// Without what would look for peers elsewhere.
+fn rqbit(program: &Path, stage: &Stage) -> Result<Command> {
+    let home = stage.work.path("rqbit-home");
+    std::fs::create_dir_all(&home)?;
+    let mut command = Command::new(program);
+    command.args([
+        "-v",
+        "error",
+        "--disable-dht",
+        "--disable-lsd",
+        "--disable-trackers",
+    ]);
+    command.args(["--disable-upnp-port-forward"]);
+    command.env("HOME", &home).env_remove("XDG_CACHE_HOME");
+    Ok(command)
+}
+
+impl Contestant for Rqbit<'_> {
+    fn name(&self) -> &'static str {
+        "rqbit"
+    }
+
+    fn run(&mut self, _it_chooses_the_name: &Path) -> Result<Sample> {
+        let folder = self.stage.work.folder("rqbit-receiver")?;
+        let address = self.stage.lab.member(0).address();
+        let mut download = rqbit(&self.program, self.stage)?;
+        download.args(["download", "--exit-on-finish", "--disable-http-api"]);
+        download.args(["--initial-peers", &format!("{address}:{RQBIT_PORT}")]);
+        download
+            .arg("--output-folder")
+            .arg(&folder)
+            .arg(&self.magnet);
+        let host = self.stage.lab.member(1);
+        let (sample, _) = sample(&mut self.server, host, download)?;
+        ensure_same(&self.stage.file(), &folder.join(FILE))?;
+        Ok(sample)
+    }
+
+    fn clean_up(&mut self) -> Result<()> {
+        remove(&self.stage.work.path("rqbit-receiver"))
+    }
+}
