@@ -1,7 +1,9 @@
 //! Those whom Branchline is compared with.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -38,29 +40,24 @@ fn sample(server: &mut Process, host: &Host, client: Command) -> Result<(Sample,
     Ok((sample, finished))
 }
 
-/// nginx and curl over TLS 1.3 and HTTP/1.1, which is faster here than HTTP/2. nginx lives for one run,
-/// for two of this kind share a machine and its ports.
+/// nginx and curl over TLS 1.3 and HTTP/1.1, which is faster here than HTTP/2.
 pub(crate) struct Curl<'a> {
     stage: &'a Stage,
-    nginx: Option<Origin>,
+    nginx: Rc<RefCell<Origin>>,
     sync: bool,
 }
 
 impl<'a> Curl<'a> {
-    pub(crate) fn new(stage: &'a Stage) -> Self {
-        Self {
+    /// curl alone, and curl followed by what Branchline does before it says that it is done.
+    pub(crate) fn both(stage: &'a Stage) -> Result<[Self; 2]> {
+        let options = OriginOptions::serving(&stage.www);
+        let nginx = Origin::start(stage.lab.member(0), &options)?;
+        let nginx = Rc::new(RefCell::new(nginx));
+        Ok([false, true].map(|sync| Self {
             stage,
-            nginx: None,
-            sync: false,
-        }
-    }
-
-    /// Followed by what Branchline does before it says that it is done.
-    pub(crate) fn with_sync(stage: &'a Stage) -> Self {
-        Self {
-            sync: true,
-            ..Self::new(stage)
-        }
+            nginx: Rc::clone(&nginx),
+            sync,
+        }))
     }
 }
 
@@ -72,37 +69,24 @@ impl Contestant for Curl<'_> {
         }
     }
 
-    fn prepare(&mut self) -> Result<()> {
-        let options = OriginOptions::serving(&self.stage.www);
-        self.nginx = Some(Origin::start(self.stage.lab.member(0), &options)?);
-        Ok(())
-    }
-
     fn run(&mut self, target: &Path) -> Result<Sample> {
-        let nginx = self.nginx.as_mut().context("prepare starts it")?;
-        let url = nginx.https_url(FILE);
+        let mut nginx = self.nginx.borrow_mut();
         let script = match self.sync {
             false => r#"exec curl "$@""#,
             true => r#"curl "$@"; sync "$TARGET""#,
         };
         let mut client = Command::new("/bin/sh");
-        client.args(["-euc", script, "sh"]).env("TARGET", target);
-        client.args([
-            "--silent",
-            "--show-error",
-            "--fail",
-            "--http1.1",
-            "--tlsv1.3",
-        ]);
-        client.arg("--cacert").arg(nginx.ca_certificate());
-        client.arg("--output").arg(target).arg(url);
+        client
+            .args(["-euc", script, "sh"])
+            .env("TARGET", target)
+            .args(["--silent", "--show-error", "--fail"])
+            .args(["--http1.1", "--tlsv1.3", "--cacert"])
+            .arg(nginx.ca_certificate())
+            .arg("--output")
+            .arg(target)
+            .arg(nginx.https_url(FILE));
         let host = self.stage.lab.member(1);
         Ok(sample(nginx.process(), host, client)?.0)
-    }
-
-    fn clean_up(&mut self) -> Result<()> {
-        self.nginx = None;
-        Ok(())
     }
 }
 
