@@ -106,9 +106,9 @@ fn access_of(remote: Option<&Remote>) -> OriginAccess {
     match remote {
         None => OriginAccess::Closed,
         Some(remote) => match remote.ranges {
-            // One that does not say is asked for a range, and shows what it does.
-            Ranges::Yes | Ranges::Unknown => OriginAccess::Ranges,
-            Ranges::No => OriginAccess::WholeFileOnly,
+            Ranges::Yes => OriginAccess::Ranges,
+            // One that does not say mostly has none, and would answer each run with the whole file.
+            Ranges::Unknown | Ranges::No => OriginAccess::WholeFileOnly,
         },
     }
 }
@@ -120,7 +120,7 @@ fn lengths(manifest: &Manifest) -> Arc<[u32]> {
 impl Running<'_> {
     async fn go(
         &mut self,
-        outcomes: &mut mpsc::Receiver<Outcome>,
+        outcomes: &mut mpsc::Receiver<Vec<Outcome>>,
         meter: &mut Meter,
     ) -> Result<(), PlannedError> {
         let mut members = self.plan.shared.members.clone();
@@ -139,10 +139,8 @@ impl Running<'_> {
             let deadline = self.planner.next_deadline();
             let until = deadline.map_or_else(far_future, |deadline| Instant::from_std(deadline.at));
             tokio::select! {
-                Some(outcome) = outcomes.recv() => {
-                    self.settle(outcome, meter)?;
-                    // Whatever else is ready is settled before anything is planned anew.
-                    while let Ok(outcome) = outcomes.try_recv() {
+                Some(batch) = outcomes.recv() => {
+                    for outcome in batch {
                         self.settle(outcome, meter)?;
                     }
                 }

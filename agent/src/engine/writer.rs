@@ -17,6 +17,13 @@ use tokio::sync::mpsc;
 /// 10 Gbit/s network. A full queue holds up the network, as it must.
 const QUEUE_SEGMENTS: usize = 256;
 
+/// What has become of segments is told in batches of what was waiting: one wake-up of the planner's
+/// thread for many segments when they come fast, one for each when they come slowly.
+const BATCH_SEGMENTS: usize = 32;
+
+/// Batches the planner has not heard of yet.
+const QUEUE_BATCHES: usize = 16;
+
 /// A segment as it came, believed by nobody yet.
 #[derive(Debug)]
 pub(crate) struct Arrival {
@@ -54,9 +61,9 @@ pub(crate) type Arrivals = mpsc::Sender<Arrival>;
 pub(crate) fn start(
     file: File,
     manifest: Arc<Manifest>,
-) -> io::Result<(Arrivals, mpsc::Receiver<Outcome>)> {
+) -> io::Result<(Arrivals, mpsc::Receiver<Vec<Outcome>>)> {
     let (arrivals, queue) = mpsc::channel(QUEUE_SEGMENTS);
-    let (results, outcomes) = mpsc::channel(QUEUE_SEGMENTS);
+    let (results, outcomes) = mpsc::channel(QUEUE_BATCHES);
     std::thread::Builder::new()
         .name("branchline-write".into())
         .spawn(move || run(&file, &manifest, queue, &results))?;
@@ -67,13 +74,15 @@ fn run(
     file: &File,
     manifest: &Manifest,
     mut queue: mpsc::Receiver<Arrival>,
-    results: &mpsc::Sender<Outcome>,
+    results: &mpsc::Sender<Vec<Outcome>>,
 ) {
-    while let Some(arrival) = queue.blocking_recv() {
-        if results
-            .blocking_send(settle(file, manifest, arrival))
-            .is_err()
-        {
+    while let Some(first) = queue.blocking_recv() {
+        let more = std::iter::from_fn(|| queue.try_recv().ok());
+        let batch = std::iter::once(first).chain(more).take(BATCH_SEGMENTS);
+        let settled = batch
+            .map(|arrival| settle(file, manifest, arrival))
+            .collect();
+        if results.blocking_send(settled).is_err() {
             return;
         }
     }
@@ -139,12 +148,16 @@ mod tests {
                 .expect("taken");
         }
         drop(arrivals);
-        assert!(
-            matches!(outcomes.recv().await, Some(Outcome::Stored { index, .. }) if index.0 == 1)
-        );
-        assert!(matches!(outcomes.recv().await, Some(Outcome::Bad { index, .. }) if index.0 == 0));
-        assert!(matches!(outcomes.recv().await, Some(Outcome::Failed(_))));
-        assert!(outcomes.recv().await.is_none());
+        let mut all = Vec::new();
+        while let Some(batch) = outcomes.recv().await {
+            all.extend(batch);
+        }
+        let [right, wrong, unknown] = &all[..] else {
+            panic!("three outcomes, not {all:?}")
+        };
+        assert!(matches!(right, Outcome::Stored { index, .. } if index.0 == 1));
+        assert!(matches!(wrong, Outcome::Bad { index, .. } if index.0 == 0));
+        assert!(matches!(unknown, Outcome::Failed(_)));
         let mut first = vec![7; length as usize];
         file.read_exact_at(&mut first, 0).expect("read");
         assert!(
