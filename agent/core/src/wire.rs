@@ -12,7 +12,7 @@ mod tests;
 use std::fmt;
 use std::time::Duration;
 
-use branchline_hashing::{SegmentIndex, SwarmId};
+use branchline_hashing::{SEGMENT_COUNT_LIMIT, SEGMENT_LENGTH_LIMIT, SegmentIndex, SwarmId};
 
 use crate::SegmentRange;
 
@@ -26,15 +26,14 @@ pub const ALPN: &[u8] = b"branchline/1";
 /// context is the 32 bytes of the swarm id.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-branchline-join-1";
 
-/// The longest segment that can travel: far above any sensible maximum of the segmenter, small
-/// enough that a few of them in memory are no harm.
-pub const MAX_SEGMENT_BYTES: u32 = 16 << 20;
+/// The longest segment that can travel: the longest a manifest can have, 16 MiB.
+pub const MAX_SEGMENT_BYTES: u32 = SEGMENT_LENGTH_LIMIT;
 
 /// The most segments in one request: longer ones are split by the requester.
 pub const MAX_REQUEST_SEGMENTS: u32 = 1024;
 
-/// The most segments a bitmap can speak of: 2 MiB of bits.
-pub const MAX_BITMAP_SEGMENTS: u32 = 1 << 24;
+/// The most segments a bitmap can speak of: the most a manifest can have, 2 MiB of bits.
+pub const MAX_BITMAP_SEGMENTS: u32 = SEGMENT_COUNT_LIMIT;
 
 /// The most ranges a list of ranges can have: 512 KiB. A responder that has more says less.
 pub const MAX_HAVE_RANGES: u32 = 1 << 16;

@@ -26,10 +26,10 @@ use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::sync::mpsc;
 
-/// About the segmenter's default average.
-const SEGMENT_BYTES: u32 = 256 << 10;
+/// The default average of `publish`.
+const SEGMENT_BYTES: u32 = 32 << 10;
 /// Different segments; the content repeats them, so that it fits into memory.
-const DIFFERENT_SEGMENTS: u32 = 256;
+const DIFFERENT_SEGMENTS: u32 = 2048;
 const STREAMS: usize = 4;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -53,9 +53,14 @@ fn compare(mebibytes: u32, rounds: u32) -> Outcome<()> {
         "{:<10} {:>6} {:>14} {:>14} {:>10}",
         "", "GB/s", "client s/GB", "server s/GB", "peak MiB"
     );
+    let content = Repeating::new(segments);
+    let hashes: Vec<SegmentHash> = content.different.iter().map(|(hash, _)| *hash).collect();
+    drop(content);
     for _ in 0..rounds {
         measure("bare", segments, fetch_bare)?;
-        measure("exchange", segments, fetch_exchange)?;
+        measure("exchange", segments, |peer, address, segments| {
+            fetch_exchange(peer, address, segments, hashes.clone())
+        })?;
     }
     Ok(())
 }
@@ -64,7 +69,7 @@ fn compare(mebibytes: u32, rounds: u32) -> Outcome<()> {
 fn measure(
     name: &str,
     segments: u32,
-    fetch: fn(PeerId, SocketAddr, u32) -> Outcome<()>,
+    fetch: impl FnOnce(PeerId, SocketAddr, u32) -> Outcome<()>,
 ) -> Outcome<()> {
     let mut server = Server::start(name, segments)?;
     let before = (cpu_seconds("self")?, cpu_seconds(&server.pid())?);
@@ -237,17 +242,17 @@ fn serve_exchange(segments: u32) -> Outcome<()> {
     wait_for_the_end()
 }
 
-fn fetch_exchange(peer: PeerId, address: SocketAddr, segments: u32) -> Outcome<()> {
+fn fetch_exchange(
+    peer: PeerId,
+    address: SocketAddr,
+    segments: u32,
+    hashes: Vec<SegmentHash>,
+) -> Outcome<()> {
     let nothing = Arc::new(Shelf(Arc::new(Repeating {
         segments: 0,
         different: Vec::new(),
     })));
     let exchange = Exchange::start(options(), new_identity()?, nothing)?;
-    let hashes: Vec<SegmentHash> = Repeating::new(segments)
-        .different
-        .into_iter()
-        .map(|(hash, _)| hash)
-        .collect();
     let (events, mut arriving) = mpsc::channel::<PeerEvent>(16);
     let verifier = std::thread::spawn(move || {
         let mut missing = SegmentSet::full(segments);

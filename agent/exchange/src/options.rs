@@ -20,8 +20,8 @@ pub enum Listen {
 pub struct ExchangeOptions {
     /// Where to listen. Default: all addresses, a port of the system's choice.
     pub listen: Listen,
-    /// Requests answered at one time; beyond, requesters are told to come again. Default 64: with
-    /// [`crate::transport`]'s windows, what they hold in memory stays below that of one download.
+    /// Requests answered at one time; beyond, requesters are told to come again. Default 64: each
+    /// holds two batches of about 256 KiB, and each connection what its send window allows (8 MiB).
     pub max_uploads: usize,
     /// Connections accepted at one time. Default 256.
     pub max_connections: usize,

@@ -28,11 +28,15 @@ use crate::source::{ContentSource, ServedContent};
 use crate::tls;
 use crate::upload::{UploadCounter, UploadStats};
 
-/// Segments a stream has read before QUIC takes them, at most: two threads busy and two waiting.
-const READ_AHEAD_SEGMENTS: usize = 8;
+/// A reader thread reads about this much at one time: with segments of 32 KiB one at a time, waking
+/// threads cost more than verifying.
+const BATCH_BYTES: usize = 256 << 10;
 
-/// The same in bytes, by the length of the segment before.
-const READ_AHEAD_BYTES: usize = 1 << 20;
+/// The most segments in a batch; bounds it where short segments are followed by long ones.
+const BATCH_SEGMENTS: usize = 32;
+
+/// Batches read before QUIC has taken the one in front.
+const BATCHES_AHEAD: usize = 2;
 
 /// Streams joined at one time, over all connections; each is a task and a few hundred bytes.
 const MAX_JOINED_STREAMS: usize = 1024;
@@ -323,24 +327,32 @@ impl Stream {
                 .await;
         };
         let mut ahead = ReadAhead::new(&server.readers, content, range);
-        while let Some((index, segment)) = ahead.next().await {
-            self.write_segment(index, segment).await?;
+        while let Some(batch) = ahead.next().await {
+            self.write_batch(batch).await?;
         }
         Ok(())
     }
 
-    async fn write_segment(
-        &mut self,
-        index: SegmentIndex,
-        segment: Option<VerifiedSegment>,
-    ) -> Result<(), ServeError> {
-        let with_length = segment.and_then(|s| Some((u32::try_from(s.bytes().len()).ok()?, s)));
-        let Some((length, segment)) = with_length else {
-            return self.write(&ResponderMessage::Absent { index }).await;
-        };
-        let header = ResponderMessage::Segment { index, length };
-        self.write_with_body(&header, segment.into_bytes()).await?;
-        self.server.counter.add(self.peer, length.into());
+    async fn write_batch(&mut self, batch: Batch) -> Result<(), ServeError> {
+        let mut chunks = Vec::with_capacity(2 * batch.len());
+        let mut served_bytes = 0;
+        for (index, segment) in batch {
+            let body = segment.map(VerifiedSegment::into_bytes);
+            let with_length = body.and_then(|b| Some((u32::try_from(b.len()).ok()?, b)));
+            let Some((length, body)) = with_length else {
+                chunks.push(ResponderMessage::Absent { index }.to_bytes().into());
+                continue;
+            };
+            served_bytes += u64::from(length);
+            chunks.push(
+                ResponderMessage::Segment { index, length }
+                    .to_bytes()
+                    .into(),
+            );
+            chunks.push(body);
+        }
+        self.write_chunks(&mut chunks).await?;
+        self.server.counter.add(self.peer, served_bytes);
         Ok(())
     }
 
@@ -378,14 +390,18 @@ impl Stream {
     }
 }
 
+/// Segments read together; `None` is absent.
+type Batch = Vec<(SegmentIndex, Option<VerifiedSegment>)>;
+
 /// Reads a range's segments ahead of their being sent, in order.
 struct ReadAhead<'a> {
     readers: &'a ReaderPool,
     content: &'a Arc<dyn ServedContent>,
     /// Not asked of the readers yet.
     rest: std::ops::Range<u32>,
-    asked: VecDeque<(SegmentIndex, oneshot::Receiver<Option<VerifiedSegment>>)>,
-    last_length: usize,
+    asked: VecDeque<(std::ops::Range<u32>, oneshot::Receiver<Batch>)>,
+    /// Segments to a batch, by the lengths in the one before.
+    batch_segments: usize,
 }
 
 impl<'a> ReadAhead<'a> {
@@ -395,32 +411,45 @@ impl<'a> ReadAhead<'a> {
         range: SegmentRange,
     ) -> Self {
         let rest = range.first().0..range.end();
-        // Until a length is known, two at a time.
         Self {
             readers,
             content,
             rest,
             asked: VecDeque::new(),
-            last_length: READ_AHEAD_BYTES / 2,
+            batch_segments: 1,
         }
     }
 
-    /// The next segment; the inner `None` when it is absent or its reading panicked.
-    async fn next(&mut self) -> Option<(SegmentIndex, Option<VerifiedSegment>)> {
-        let most = (READ_AHEAD_BYTES / self.last_length.max(1)).clamp(1, READ_AHEAD_SEGMENTS);
-        while self.asked.len() < most
-            && let Some(index) = self.rest.next().map(SegmentIndex)
-        {
-            let content = Arc::clone(self.content);
-            self.asked
-                .push_back((index, self.readers.run(move || content.read(index))));
+    /// The next segments; all absent when reading them panicked.
+    async fn next(&mut self) -> Option<Batch> {
+        while self.asked.len() < BATCHES_AHEAD && !self.rest.is_empty() {
+            self.ask();
         }
-        let (index, reading) = self.asked.pop_front()?;
-        let segment = reading.await.ok().flatten();
-        if let Some(segment) = &segment {
-            self.last_length = segment.bytes().len();
+        let (indices, reading) = self.asked.pop_front()?;
+        let batch = reading
+            .await
+            .unwrap_or_else(|_| indices.map(|index| (SegmentIndex(index), None)).collect());
+        let lengths = batch
+            .iter()
+            .filter_map(|(_, segment)| Some(segment.as_ref()?.bytes().len()));
+        if let Some(longest) = lengths.max() {
+            self.batch_segments = (BATCH_BYTES / longest.max(1)).clamp(1, BATCH_SEGMENTS);
         }
-        Some((index, segment))
+        Some(batch)
+    }
+
+    fn ask(&mut self) {
+        let first = self.rest.start;
+        self.rest.by_ref().take(self.batch_segments).for_each(drop);
+        let indices = first..self.rest.start;
+        let (content, wanted) = (Arc::clone(self.content), indices.clone());
+        let reading = self.readers.run(move || {
+            wanted
+                .map(SegmentIndex)
+                .map(|index| (index, content.read(index)))
+                .collect()
+        });
+        self.asked.push_back((indices, reading));
     }
 }
 
