@@ -2,8 +2,15 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+
+/// The machine is quiet when less than this share of one core was busy...
+const QUIET_CORES: f64 = 0.15;
+
+/// ...for so long.
+const QUIET_TIME: Duration = Duration::from_millis(500);
 
 /// Processor, kernel, program.
 pub(crate) fn print_headline() -> Result<()> {
@@ -31,6 +38,20 @@ pub(crate) fn print_load() -> Result<()> {
     let load = fs::read_to_string("/proc/loadavg")?;
     let averages: Vec<&str> = load.split(' ').take(3).collect();
     println!("load     {}", averages.join(" "));
+    Ok(())
+}
+
+/// Waits until nothing much runs, at most `longest`.
+pub(crate) fn wait_until_quiet(longest: Duration) -> Result<()> {
+    let deadline = Instant::now() + longest;
+    while Instant::now() < deadline {
+        let (before, begun) = (busy_seconds()?, Instant::now());
+        std::thread::sleep(QUIET_TIME);
+        let cores = (busy_seconds()? - before) / begun.elapsed().as_secs_f64();
+        if cores < QUIET_CORES {
+            return Ok(());
+        }
+    }
     Ok(())
 }
 

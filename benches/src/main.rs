@@ -25,6 +25,7 @@ mod work;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use branchline_core::PeerId;
@@ -58,9 +59,17 @@ pub(crate) struct Extent {
     /// Divides all file sizes, to try the benchmarks out quickly.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     shrink: u64,
+    /// Before each run, waits up to so many seconds for others to leave the machine alone.
+    #[arg(long, default_value_t = 0)]
+    wait_for_quiet: u64,
 }
 
 impl Extent {
+    /// Waits for others to leave the machine alone, as long as was allowed.
+    pub(crate) fn wait_for_quiet(self) -> Result<()> {
+        machine::wait_until_quiet(Duration::from_secs(self.wait_for_quiet))
+    }
+
     /// A size in MiB, made smaller when only trying out.
     pub(crate) fn bytes(self, mebibytes: u64) -> u64 {
         (mebibytes << 20) / self.shrink

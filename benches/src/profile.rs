@@ -9,11 +9,11 @@ use branchline_lab::Agent;
 use crate::Extent;
 use crate::agents;
 use crate::figures::{gigabytes, mebibytes};
-use crate::threads::{self, Cpu};
+use crate::threads::{self, Cpu, Used};
 use crate::transfer::{Branchline, Contestant, FILE, Stage};
 
 /// Functions that took less than this of a side's CPU are left out.
-const PERCENT_LIMIT: &str = "1.0";
+const PERCENT_LIMIT: &str = "0.6";
 
 pub(crate) fn run(extent: Extent) -> Result<()> {
     for lan_mtu in [1500, 9000] {
@@ -39,7 +39,7 @@ fn by_thread(stage: &Stage, branchline: &mut Branchline<'_>) -> Result<()> {
     let target = stage.work.path("target-threads");
     let got = agents::get(newcomer, &branchline.origin.url(FILE), &target)?;
     println!(
-        "  {:.2} s; CPU in seconds per GB, user + system",
+        "  {:.2} s; per GB: CPU in seconds, user + system, and how often the thread slept",
         got.seconds
     );
     receiver.print("receiver", newcomer, stage.bytes)?;
@@ -48,7 +48,7 @@ fn by_thread(stage: &Stage, branchline: &mut Branchline<'_>) -> Result<()> {
 
 /// What an agent's threads had used.
 struct Snapshot {
-    threads: std::collections::BTreeMap<String, Cpu>,
+    threads: std::collections::BTreeMap<String, Used>,
     process: Cpu,
 }
 
@@ -63,11 +63,12 @@ impl Snapshot {
     fn print(&self, side: &str, agent: &mut Agent, bytes: u64) -> Result<()> {
         let now = Self::of(agent)?;
         let used = now.process.since(self.process);
-        for (name, cpu) in threads::between(&self.threads, &now.threads, used) {
+        for (name, used) in threads::between(&self.threads, &now.threads, used) {
             println!(
-                "  {side:<10} {name:<18} {:>6.2} + {:.2}",
-                cpu.user_seconds / gigabytes(bytes),
-                cpu.system_seconds / gigabytes(bytes)
+                "  {side:<10} {name:<18} {:>6.2} + {:.2} {:>9.0}",
+                used.cpu.user_seconds / gigabytes(bytes),
+                used.cpu.system_seconds / gigabytes(bytes),
+                used.sleeps as f64 / gigabytes(bytes)
             );
         }
         Ok(())
@@ -116,7 +117,7 @@ fn stop(mut recorder: Child) -> Result<()> {
 
 fn print_report(side: &str, recorded: &Path) -> Result<()> {
     let report = Command::new("perf")
-        .args(["report", "-q", "--stdio", "--sort", "comm,symbol"])
+        .args(["report", "-q", "--stdio", "-F", "overhead,comm,symbol"])
         .args(["--percent-limit", PERCENT_LIMIT, "-i"])
         .arg(recorded)
         .output()?;

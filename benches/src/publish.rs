@@ -48,6 +48,7 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
         for (row, command) in &mut contestants {
             // Without its manifest the file is read anew.
             remove(&work.path("file.branchline"))?;
+            extent.wait_for_quiet()?;
             run_once(lab.member(0), command, row)?;
         }
     }

@@ -1,4 +1,4 @@
-//! CPU time of a process by thread, from /proc.
+//! CPU time and context switches of a process by thread, from /proc.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,40 +43,66 @@ impl From<Measured> for Cpu {
     }
 }
 
-/// CPU time so far, by the threads' names. Threads of the same name are added up; one that has ended
-/// is missing here, but is part of its process's time.
-pub(crate) fn by_name(pid: i32) -> Result<BTreeMap<String, Cpu>> {
-    let mut sums: BTreeMap<String, Cpu> = BTreeMap::new();
+/// What a thread, or all threads of one name, used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Used {
+    pub(crate) cpu: Cpu,
+    /// How often it went to sleep: each time something has to wake it.
+    pub(crate) sleeps: u64,
+}
+
+/// What was used so far, by the threads' names. One that has ended is missing here, but its CPU is
+/// part of its process's.
+pub(crate) fn by_name(pid: i32) -> Result<BTreeMap<String, Used>> {
+    let mut sums: BTreeMap<String, Used> = BTreeMap::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end meanwhile.
-        let Ok(stat) = fs::read_to_string(task?.path().join("stat")) else {
+        let task = task?.path();
+        let (Ok(stat), Ok(status)) = (
+            fs::read_to_string(task.join("stat")),
+            fs::read_to_string(task.join("status")),
+        ) else {
             continue;
         };
         let (name, cpu) = parse(&stat).with_context(|| format!("odd stat: {stat}"))?;
         let sum = sums.entry(name.to_owned()).or_default();
-        *sum = sum.plus(cpu);
+        sum.cpu = sum.cpu.plus(cpu);
+        sum.sleeps += sleeps(&status).context("odd status of a thread")?;
     }
     Ok(sums)
 }
 
 /// What each thread used between two calls; `process` is what the whole process used.
 pub(crate) fn between(
-    before: &BTreeMap<String, Cpu>,
-    after: &BTreeMap<String, Cpu>,
+    before: &BTreeMap<String, Used>,
+    after: &BTreeMap<String, Used>,
     process: Cpu,
-) -> Vec<(String, Cpu)> {
-    let used = |(name, cpu): (&String, &Cpu)| {
+) -> Vec<(String, Used)> {
+    let since = |(name, used): (&String, &Used)| {
         let earlier = before.get(name).copied().unwrap_or_default();
-        (name.clone(), cpu.since(earlier))
+        let cpu = used.cpu.since(earlier.cpu);
+        let sleeps = used.sleeps.saturating_sub(earlier.sleeps);
+        (name.clone(), Used { cpu, sleeps })
     };
-    let mut rows: Vec<(String, Cpu)> = after.iter().map(used).collect();
+    let mut rows: Vec<(String, Used)> = after.iter().map(since).collect();
     let living = rows
         .iter()
-        .fold(Cpu::default(), |sum, (_, cpu)| sum.plus(*cpu));
-    rows.push(("(ended)".to_owned(), process.since(living)));
-    rows.retain(|(_, cpu)| cpu.seconds() > 0.005);
-    rows.sort_by(|(_, left), (_, right)| right.seconds().total_cmp(&left.seconds()));
+        .fold(Cpu::default(), |sum, (_, used)| sum.plus(used.cpu));
+    let ended = Used {
+        cpu: process.since(living),
+        sleeps: 0,
+    };
+    rows.push(("(ended)".to_owned(), ended));
+    rows.retain(|(_, used)| used.cpu.seconds() > 0.005);
+    rows.sort_by(|(_, left), (_, right)| right.cpu.seconds().total_cmp(&left.cpu.seconds()));
     rows
+}
+
+fn sleeps(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line?.trim().parse().ok()
 }
 
 /// Field 2 is the name in parentheses and may hold spaces; utime and stime are fields 14 and 15.
@@ -119,11 +145,18 @@ mod tests {
             user_seconds,
             system_seconds: 0.0,
         };
-        let before = BTreeMap::from([("main".to_owned(), cpu(1.0))]);
-        let after = BTreeMap::from([("main".to_owned(), cpu(1.5)), ("new".to_owned(), cpu(0.25))]);
+        let used = |seconds, sleeps| Used {
+            cpu: cpu(seconds),
+            sleeps,
+        };
+        let before = BTreeMap::from([("main".to_owned(), used(1.0, 10))]);
+        let after = BTreeMap::from([
+            ("main".to_owned(), used(1.5, 13)),
+            ("new".to_owned(), used(0.25, 4)),
+        ]);
         let rows = between(&before, &after, cpu(2.0));
-        assert_eq!(rows[0], ("(ended)".to_owned(), cpu(1.25)));
-        assert_eq!(rows[1], ("main".to_owned(), cpu(0.5)));
-        assert_eq!(rows[2], ("new".to_owned(), cpu(0.25)));
+        assert_eq!(rows[0], ("(ended)".to_owned(), used(1.25, 0)));
+        assert_eq!(rows[1], ("main".to_owned(), used(0.5, 3)));
+        assert_eq!(rows[2], ("new".to_owned(), used(0.25, 4)));
     }
 }

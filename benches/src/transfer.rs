@@ -108,14 +108,14 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     for lan_mtu in [1500, 9000] {
         let bytes = extent.bytes(1024);
         let stage = Stage::new(lan_mtu, bytes)?;
-        let rows = measure(&stage, extent.rounds)?;
+        let rows = measure(&stage, extent)?;
         print_rows(lan_mtu, bytes, &rows);
         print_goals(lan_mtu, &rows)?;
     }
     Ok(())
 }
 
-fn measure(stage: &Stage, rounds: u32) -> Result<Vec<Row>> {
+fn measure(stage: &Stage, extent: Extent) -> Result<Vec<Row>> {
     // The holder's own nginx, on the same machine, has ended before curl's starts.
     let branchline = Branchline::new(stage)?;
     let [curl, curl_and_sync] = Curl::both(stage)?;
@@ -135,9 +135,9 @@ fn measure(stage: &Stage, rounds: u32) -> Result<Vec<Row>> {
         }
     }
     let mut rows: Vec<Row> = contestants.iter().map(|c| empty(c.name())).collect();
-    for _ in 0..rounds {
+    for _ in 0..extent.rounds {
         for (contestant, row) in contestants.iter_mut().zip(&mut rows) {
-            run_once(stage, contestant.as_mut(), row)
+            run_once(stage, extent, contestant.as_mut(), row)
                 .with_context(|| contestant.name().to_owned())?;
         }
     }
@@ -152,10 +152,16 @@ fn empty(name: &'static str) -> Row {
     }
 }
 
-fn run_once(stage: &Stage, contestant: &mut dyn Contestant, row: &mut Row) -> Result<()> {
+fn run_once(
+    stage: &Stage,
+    extent: Extent,
+    contestant: &mut dyn Contestant,
+    row: &mut Row,
+) -> Result<()> {
     let target = stage.work.path("target");
     contestant.prepare()?;
     stage.work.settle()?;
+    extent.wait_for_quiet()?;
     let busy = busy_seconds()?;
     let sample = contestant.run(&target)?;
     row.machine_seconds.push(busy_seconds()? - busy);
@@ -167,13 +173,14 @@ fn run_once(stage: &Stage, contestant: &mut dyn Contestant, row: &mut Row) -> Re
 fn print_rows(lan_mtu: u16, bytes: u64, rows: &[Row]) {
     let gigabytes = gigabytes(bytes);
     println!(
-        "\nMTU {lan_mtu}, {:.0} MiB; CPU in seconds per GB, user + system; medians of {}",
+        "\nMTU {lan_mtu}, {:.0} MiB; CPU in seconds per GB, user + system; medians of {}; \
+         all: what the machine spent, others included",
         mebibytes(bytes),
         rows.first().map_or(0, |row| row.samples.len())
     );
     println!(
         "  {:<14} {:>7} {:>11} {:>6} {:>19} {:>19} {:>8} {:>13}",
-        "", "seconds", "from-to", "GB/s", "receiver", "sender", "machine", "peak MiB r/s"
+        "", "seconds", "from-to", "GB/s", "receiver", "sender", "all", "peak MiB r/s"
     );
     for row in rows {
         let seconds = median(row.seconds());
