@@ -61,7 +61,10 @@ impl SegmentRange {
         let before = self.first..self.end().min(other.first);
         let after = self.first.max(other.end())..self.end();
         [before, after].into_iter().filter_map(|rest| {
-            Self::new(SegmentIndex(rest.start), rest.end.saturating_sub(rest.start))
+            Self::new(
+                SegmentIndex(rest.start),
+                rest.end.saturating_sub(rest.start),
+            )
         })
     }
 

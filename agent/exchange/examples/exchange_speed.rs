@@ -18,8 +18,8 @@ use branchline_core::wire::ALPN;
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::Identity;
 use branchline_exchange::{
-    ContentSource, DownloadSpec, Exchange, ExchangeOptions, Listen, PeerEvent, PeerEventKind,
-    ServedContent, bare,
+    ContentSource, DownloadSpec, EventSink, Exchange, ExchangeOptions, Listen, PeerEvent,
+    PeerEventKind, ServedContent, bare,
 };
 use branchline_hashing::{ContentKey, SegmentHash, SegmentIndex, SwarmId, VerifiedSegment};
 use bytes::Bytes;
@@ -253,7 +253,8 @@ fn fetch_exchange(
         different: Vec::new(),
     })));
     let exchange = Exchange::start(options(), new_identity()?, nothing)?;
-    let (events, mut arriving) = mpsc::channel::<PeerEvent>(16);
+    // 2 MiB: with much less the verifier's thread is woken for every segment.
+    let (events, mut arriving) = mpsc::channel::<PeerEvent>(64);
     let verifier = std::thread::spawn(move || {
         let mut missing = SegmentSet::full(segments);
         while !missing.is_empty() {
@@ -278,7 +279,7 @@ fn fetch_exchange(
     let download = session.download(DownloadSpec {
         segments,
         lengths,
-        events,
+        events: EventSink::Together(events),
         streams: None,
     });
     let all = SegmentRange::new(SegmentIndex(0), segments).ok_or("no segments")?;

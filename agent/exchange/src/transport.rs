@@ -1,4 +1,4 @@
-//! QUIC's parameters for a LAN, and the socket. The figures were measured over loopback and veth.
+//! QUIC's parameters for a LAN, and the socket.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -16,7 +16,8 @@ use crate::options::{ExchangeOptions, Listen};
 /// 6,500 such a batch exceeds what one datagram can be: sends fail and the speed falls.
 const MAX_UDP_PAYLOAD_BYTES: u16 = 6_500;
 
-/// What a connection may hold of data that its reader has not taken yet.
+/// What a connection may hold of data that its reader has not taken yet: 6 ms at 10 Gbit/s, and with
+/// eight peers at once still only half of what a whole agent may use.
 const RECEIVE_WINDOW_BYTES: u32 = 8 << 20;
 
 /// The same for one stream.
@@ -28,7 +29,8 @@ const SEND_WINDOW_BYTES: u64 = 8 << 20;
 /// Before anything was measured: a LAN, not the 333 ms of RFC 9002, section 6.2.2.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 
-/// Packets between acknowledgements, where both sides know the extension.
+/// Packets between acknowledgements, where both sides know the extension: fewer cost the sender less,
+/// and a LAN's round trips are short.
 const ACK_EVERY_PACKETS: u32 = 10;
 
 /// Streams one requester may have open on a connection.

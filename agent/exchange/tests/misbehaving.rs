@@ -312,7 +312,7 @@ async fn endless_bytes_after_the_answer_stay_unread() {
     let download = session.download(branchline_exchange::DownloadSpec {
         segments: 8,
         lengths: Arc::new(|_| Some(1000)),
-        events,
+        events: branchline_exchange::EventSink::Together(events),
         streams: Some(spec_streams),
     });
     let mut events = Events(receiver);
@@ -383,7 +383,7 @@ async fn a_peer_that_falls_silent_in_a_segment_is_given_up_after_the_idle_timeou
     let download = session.download(branchline_exchange::DownloadSpec {
         segments: 2,
         lengths: Arc::new(move |i| by_manifest.all.get(i.0 as usize).map(|_| 1_000_000)),
-        events,
+        events: branchline_exchange::EventSink::Together(events),
         streams: Some(std::num::NonZeroUsize::MIN),
     });
     download.request(range(0, 1)).expect("taken");

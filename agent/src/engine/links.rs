@@ -8,24 +8,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use branchline_core::planner::{DropReason, Source};
+use branchline_core::planner::DropReason;
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::{Member, Membership};
 use branchline_exchange::{
-    Download, DownloadSpec, Exchange, JoinError, PeerEvent, PeerEventKind, PeerFailure, PeerSession,
+    Download, DownloadSpec, EventSink, Exchange, JoinError, PeerEvent, PeerEventKind, PeerFailure,
+    PeerSession,
 };
 use branchline_hashing::{ContentKey, SegmentIndex};
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 
-use crate::engine::writer::{Arrival, Arrivals};
+use crate::engine::writer::Arrivals;
 
 /// Members asked for one content. More would cost a small office nothing and a large one a burst
 /// of connections.
 const MAX_ASKED: usize = 64;
-
-/// Segments on their way from the network to the writer's queue, per download.
-const EVENT_QUEUE: usize = 32;
 
 /// Words of peers that wait for the planner.
 const WORD_QUEUE: usize = 256;
@@ -69,9 +67,6 @@ pub(crate) struct Links<'a> {
     members: BTreeMap<PeerId, Member>,
     tasks: JoinSet<TaskEnd>,
     words: mpsc::Receiver<PeerEvent>,
-    forwarder: AbortHandle,
-    /// Kept, so that the forwarder's end is seen.
-    _forwarders: JoinSet<()>,
 }
 
 enum Link {
@@ -105,15 +100,15 @@ impl<'a> Links<'a> {
         lengths: &Arc<[u32]>,
         arrivals: Arrivals,
     ) -> Self {
-        let (events, incoming) = mpsc::channel(EVENT_QUEUE);
-        let (words_in, words) = mpsc::channel(WORD_QUEUE);
-        let mut forwarders = JoinSet::new();
-        let forwarder = forwarders.spawn(forward(incoming, arrivals, words_in));
+        let (rest, words) = mpsc::channel(WORD_QUEUE);
         let table = Arc::clone(lengths);
         let spec = DownloadSpec {
             segments: u32::try_from(lengths.len()).unwrap_or(u32::MAX),
             lengths: Arc::new(move |index| table.get(index.0 as usize).copied()),
-            events,
+            events: EventSink::Apart {
+                segments: arrivals,
+                rest,
+            },
             streams: None,
         };
         Self {
@@ -124,8 +119,6 @@ impl<'a> Links<'a> {
             members: BTreeMap::new(),
             tasks: JoinSet::new(),
             words,
-            forwarder,
-            _forwarders: forwarders,
         }
     }
 
@@ -211,7 +204,7 @@ impl<'a> Links<'a> {
     fn word(&mut self, word: PeerEvent) -> Option<LinkEvent> {
         let peer = word.peer;
         match word.kind {
-            // Segments were forwarded to the writer.
+            // Segments went to the writer.
             PeerEventKind::Segment { .. } => None,
             PeerEventKind::Have(have) => self.holds(peer, have),
             PeerEventKind::Absent(index) => Some(LinkEvent::Absent { peer, index }),
@@ -330,12 +323,6 @@ impl<'a> Links<'a> {
     }
 }
 
-impl Drop for Links<'_> {
-    fn drop(&mut self) {
-        self.forwarder.abort();
-    }
-}
-
 /// Asks a member to let this agent join, after a wait.
 fn ask(
     exchange: &Exchange,
@@ -359,36 +346,5 @@ async fn refresh(session: PeerSession, segments: u32) -> TaskEnd {
     TaskEnd::Have {
         peer: session.peer(),
         result: session.ask_have(segments).await,
-    }
-}
-
-/// Sorts what comes from peers: segments to the writer, words to the planner.
-async fn forward(
-    mut incoming: mpsc::Receiver<PeerEvent>,
-    arrivals: Arrivals,
-    words: mpsc::Sender<PeerEvent>,
-) {
-    while let Some(event) = incoming.recv().await {
-        let PeerEvent { peer, kind } = event;
-        let gone = match kind {
-            PeerEventKind::Segment { index, bytes } => {
-                let source = Source::Peer(peer);
-                arrivals
-                    .send(Arrival {
-                        source,
-                        index,
-                        bytes,
-                    })
-                    .await
-                    .is_err()
-            }
-            kind @ (PeerEventKind::Have(_)
-            | PeerEventKind::Absent(_)
-            | PeerEventKind::Busy { .. }
-            | PeerEventKind::Failed(_)) => words.send(PeerEvent { peer, kind }).await.is_err(),
-        };
-        if gone {
-            return;
-        }
     }
 }

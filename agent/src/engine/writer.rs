@@ -8,9 +8,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use branchline_core::planner::Source;
+use branchline_core::planner::{Arrival, Source};
 use branchline_hashing::{HashMismatch, Manifest, SegmentIndex, VerifiedSegment};
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
 /// Segments that wait to be hashed and written: 16 MiB of average size, which covers 15 ms of a
@@ -23,14 +22,6 @@ const BATCH_SEGMENTS: usize = 32;
 
 /// Batches the planner has not heard of yet.
 const QUEUE_BATCHES: usize = 16;
-
-/// A segment as it came, believed by nobody yet.
-#[derive(Debug)]
-pub(crate) struct Arrival {
-    pub(crate) source: Source,
-    pub(crate) index: SegmentIndex,
-    pub(crate) bytes: Bytes,
-}
 
 /// What became of it.
 #[derive(Debug)]
@@ -117,6 +108,8 @@ fn settle(file: &File, manifest: &Manifest, arrival: Arrival) -> Outcome {
 #[cfg(test)]
 mod tests {
     use branchline_hashing::{ManifestBuilder, SegmentHash, SegmentingParameters, Sha256Digest};
+
+    use bytes::Bytes;
 
     use super::*;
 

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
+use bytes::Bytes;
 
 use crate::{PeerId, SegmentRange, SegmentSet};
 use origin::OriginPlan;
@@ -49,6 +50,17 @@ pub enum Source {
     Peer(PeerId),
     /// The origin.
     Origin,
+}
+
+/// A segment as it came, believed by nobody yet.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// Who sent it.
+    pub source: Source,
+    /// Which it is to be.
+    pub index: SegmentIndex,
+    /// Its bytes, of the right length or not.
+    pub bytes: Bytes,
 }
 
 /// What the caller is to do.

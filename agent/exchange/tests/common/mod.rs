@@ -16,7 +16,7 @@ use branchline_core::wire::{ALPN, EXPORTER_LABEL};
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::Identity;
 use branchline_exchange::{
-    ContentSource, Download, DownloadSpec, Exchange, ExchangeOptions, Listen, PeerEvent,
+    ContentSource, Download, DownloadSpec, EventSink, Exchange, ExchangeOptions, Listen, PeerEvent,
     PeerEventKind, PeerFailure, PeerSession, ServedContent,
 };
 use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
@@ -277,7 +277,7 @@ pub fn download(
     let spec = DownloadSpec {
         segments: content.size(),
         lengths: Arc::new(lengths),
-        events,
+        events: EventSink::Together(events),
         streams: None,
     };
     (session.download(spec), Events(receiver))
