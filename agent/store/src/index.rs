@@ -210,6 +210,9 @@ fn database_options() -> Options {
     options.set_max_total_wal_size(MAX_LOG_BYTES);
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(2);
+    // Each input of a compaction reads ahead by this much, 2 MiB if one does not say.
+    options.set_compaction_readahead_size(256 << 10);
+    options.set_writable_file_max_buffer_size(256 << 10);
     options.set_skip_stats_update_on_db_open(true);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);

@@ -6,6 +6,15 @@ use branchline_store::Store;
 
 use crate::support::{MIB, Numbers, assert_all_right, options, segment, segments};
 
+/// Ends the other threads of a test, also when this one panics.
+struct EndsWith<'a>(&'a AtomicBool);
+
+impl Drop for EndsWith<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn threads_that_append_the_same_segments_store_each_once() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -39,6 +48,7 @@ fn readers_see_right_bytes_or_none_while_others_evict() {
     let done = AtomicBool::new(false);
     let found = AtomicU64::new(0);
     std::thread::scope(|scope| {
+        let _end = EndsWith(&done);
         for reader in 0..2 {
             let (store, done, found) = (store.clone(), &done, &found);
             scope.spawn(move || {
@@ -67,7 +77,6 @@ fn readers_see_right_bytes_or_none_while_others_evict() {
         for writer in writers {
             writer.join().expect("no panic");
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert!(found.into_inner() > 0);
     assert_eq!(store.stats().bad_segments_dropped, 0);
@@ -81,6 +90,7 @@ fn whoever_holds_a_segment_and_finds_it_can_read_it() {
     let done = AtomicBool::new(false);
     let read = AtomicU64::new(0);
     std::thread::scope(|scope| {
+        let _end = EndsWith(&done);
         let (reading, done, read) = (store.clone(), &done, &read);
         scope.spawn(move || {
             let mut numbers = Numbers(7);
@@ -97,7 +107,6 @@ fn whoever_holds_a_segment_and_finds_it_can_read_it() {
             let first = round * 17 % 190;
             store.append(&segments(first..first + 10)).expect("stored");
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert!(read.into_inner() > 0);
 }

@@ -52,22 +52,25 @@ fn what_was_used_longest_ago_goes_first() {
 }
 
 #[test]
-fn a_use_survives_a_restart() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let clock = HandClock::default();
-    let limited = StoreOptions {
-        clock: clock.clock(),
-        ..options(2 * 64 * KIB)
-    };
-    let store = Store::open(dir.path(), limited.clone()).expect("opens");
-    let all = equal(0..3);
-    store.append(&all[..2]).expect("stored");
-    clock.advance(20);
-    assert_all_right(&store, &all[..1]);
-    store.flush_and_close().expect("closed");
-    let store = Store::open(dir.path(), limited).expect("opens");
-    store.append(&all[2..]).expect("stored");
-    assert_eq!(present(&store, &all), [true, false, true]);
+fn a_use_survives_a_restart_however_the_store_was_closed() {
+    let closings: [fn(Store); 2] = [|store| store.flush_and_close().expect("closed"), drop];
+    for close in closings {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clock = HandClock::default();
+        let limited = StoreOptions {
+            clock: clock.clock(),
+            ..options(2 * 64 * KIB)
+        };
+        let store = Store::open(dir.path(), limited.clone()).expect("opens");
+        let all = equal(0..3);
+        store.append(&all[..2]).expect("stored");
+        clock.advance(20);
+        assert_all_right(&store, &all[..1]);
+        close(store);
+        let store = Store::open(dir.path(), limited).expect("opens");
+        store.append(&all[2..]).expect("stored");
+        assert_eq!(present(&store, &all), [true, false, true]);
+    }
 }
 
 #[test]

@@ -164,6 +164,20 @@ impl TestChild {
         Self::spawn(command, test, dir)
     }
 
+    /// Runs the test so that no file can grow past this size: writing there fails with EFBIG, as
+    /// it fails with ENOSPC when another program takes the last space at that moment.
+    pub(crate) fn start_with_largest_file(test: &str, dir: &Path, bytes: u64) -> Self {
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            r#"trap "" XFSZ && ulimit -f "$1" && shift && exec "$@""#,
+            "sh",
+        ]);
+        command.arg((bytes / 512).to_string());
+        command.arg(std::env::current_exe().expect("this program has a path"));
+        Self::spawn(command, test, dir)
+    }
+
     fn spawn(mut command: Command, test: &str, dir: &Path) -> Self {
         command.args(["--exact", test, "--ignored", "--nocapture"]);
         command.env("BRANCHLINE_STORE_TEST_DIR", dir);
