@@ -288,11 +288,11 @@ async fn rest_of_manifest(
     }
 }
 
-/// Servers that answer every address with some page have no manifest; a damaged one is an error.
+/// Servers that answer every address with some page, or an empty one, have no manifest; a damaged
+/// one is an error.
 fn unusable(error: ManifestError) -> Option<Found> {
-    let head = ManifestHead::LENGTH as u64;
-    let other_document = error == ManifestError::Magic
-        || matches!(error, ManifestError::Truncated { found, .. } if found < head);
+    let other_document =
+        error == ManifestError::Magic || matches!(error, ManifestError::Truncated { found: 0, .. });
     (!other_document).then_some(Found::Unusable(error))
 }
 

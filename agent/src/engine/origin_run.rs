@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use branchline_core::SegmentRange;
-use branchline_core::planner::Source;
+use branchline_core::planner::{Arrival, Source};
 use branchline_hashing::{Manifest, SegmentIndex};
 use branchline_origin::{
     ByteRange, Origin, OriginError, Remote, Resume, Retries, RetryPolicy, Target,
 };
 
 use crate::engine::linux;
-use crate::engine::writer::{Arrival, Arrivals};
+use crate::engine::writer::Arrivals;
 
 /// How a run ended.
 #[derive(Debug)]
 pub(crate) struct RunEnd {
     pub(crate) run: SegmentRange,
+    /// The segments before this one went to the writer, which may not have come to them yet.
+    pub(crate) next: SegmentIndex,
     pub(crate) result: Result<(), OriginError>,
 }
 
@@ -52,7 +54,8 @@ pub(crate) async fn fetch(
             Err(error) => break Err(error),
         }
     };
-    RunEnd { run, result }
+    let next = cutter.next;
+    RunEnd { run, next, result }
 }
 
 /// The retry policy of downloads, with this machine's randomness.

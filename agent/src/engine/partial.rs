@@ -33,14 +33,14 @@ pub(crate) enum PartialError {
         path: PathBuf,
     },
     /// Not enough room.
-    #[error("no room for {} in {}: {needed} more bytes are needed; free some space and run the same command again, it goes on where it stopped", path.display(), folder.display())]
+    #[error("no room for {} in {}{}; free some space and run the same command again, it goes on where it stopped", path.display(), folder.display(), more(*needed))]
     DiskFull {
         /// The target.
         path: PathBuf,
         /// Its folder.
         folder: PathBuf,
-        /// What it takes, in bytes.
-        needed: u64,
+        /// What it takes beyond what it has, in bytes, where that is known.
+        needed: Option<u64>,
     },
     /// Another error of the file system.
     #[error("cannot {doing} {}: {source}; check the folder's permissions and disk, then run the same command again", path.display())]
@@ -139,7 +139,7 @@ impl Partial {
             true => {
                 let held = present.blocks() * 512;
                 let folder = self.path.parent().unwrap_or(Path::new("/")).to_owned();
-                let needed = length.saturating_sub(held);
+                let needed = Some(length.saturating_sub(held));
                 PartialError::DiskFull {
                     path: self.target.clone(),
                     folder,
@@ -277,7 +277,7 @@ impl Partial {
             true => PartialError::DiskFull {
                 path: self.target.clone(),
                 folder: self.path.parent().unwrap_or(Path::new("/")).to_owned(),
-                needed: 1,
+                needed: None,
             },
             false => PartialError::Io {
                 doing,
@@ -286,6 +286,12 @@ impl Partial {
             },
         }
     }
+}
+
+fn more(needed: Option<u64>) -> String {
+    needed.map_or_else(String::new, |needed| {
+        format!(": {needed} more bytes are needed")
+    })
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -66,6 +66,8 @@ struct Running<'a> {
     links: Links<'a>,
     runs: JoinSet<RunEnd>,
     run_handles: BTreeMap<SegmentRange, AbortHandle>,
+    /// Runs that have ended while the writer still has segments of theirs.
+    ended: Vec<RunEnd>,
     arrivals: Arrivals,
     origin_error: Option<OriginError>,
 }
@@ -94,6 +96,7 @@ impl Planned<'_> {
             links,
             runs,
             run_handles,
+            ended: Vec::new(),
             arrivals,
             origin_error: None,
         };
@@ -143,9 +146,14 @@ impl Running<'_> {
                     for outcome in batch {
                         self.settle(outcome, meter)?;
                     }
+                    self.settled_runs_end()?;
                 }
                 event = self.links.next() => self.hear(event),
-                Some(end) = self.runs.join_next() => self.run_ended(end)?,
+                Some(end) = self.runs.join_next() => {
+                    // Aborted on the planner's word, which has forgotten the run already.
+                    self.ended.extend(end.ok());
+                    self.settled_runs_end()?;
+                }
                 Some(members) = changed(&mut members) => self.greet(&members),
                 () = sleep_until(until) => self.planner.handle_timeout(now()),
                 _ = progress.tick() => {
@@ -168,6 +176,7 @@ impl Running<'_> {
                     if let Some(handle) = self.run_handles.remove(&run) {
                         handle.abort();
                     }
+                    self.ended.retain(|end| end.run != run);
                 }
             }
         }
@@ -250,15 +259,19 @@ impl Running<'_> {
         }
     }
 
-    /// A run that failed closes the origin: its own retries are used up. Peers may still deliver.
-    fn run_ended(
-        &mut self,
-        end: Result<RunEnd, tokio::task::JoinError>,
-    ) -> Result<(), PlannedError> {
-        let Ok(RunEnd { run, result }) = end else {
-            // Aborted on the planner's word, which has forgotten the run already.
-            return Ok(());
+    /// A run has ended for the planner when what it brought is written: it would fetch the rest again.
+    fn settled_runs_end(&mut self) -> Result<(), PlannedError> {
+        let done = self.planner.done();
+        let settled = |end: &mut RunEnd| {
+            let mut brought = (end.run.first().0..end.next.0).map(SegmentIndex);
+            brought.all(|index| done.contains(index))
         };
+        let ended: Vec<RunEnd> = self.ended.extract_if(.., settled).collect();
+        ended.into_iter().try_for_each(|end| self.run_ended(end))
+    }
+
+    /// A run that failed closes the origin: its own retries are used up. Peers may still deliver.
+    fn run_ended(&mut self, RunEnd { run, result, .. }: RunEnd) -> Result<(), PlannedError> {
         self.run_handles.remove(&run);
         match result {
             Ok(()) => {}
