@@ -234,7 +234,7 @@ fn a_read_only_file_system_is_a_clear_error() {
 fn child_opens_read_only() {
     let Some(dir) = child_dir() else { return };
     let remounted = std::process::Command::new("mount")
-        .args(["-o", "remount,ro"])
+        .args(["-o", "remount,bind,ro"])
         .arg(&dir)
         .status()
         .expect("mount is there");
