@@ -1,0 +1,124 @@
+//! Trust in a digest, and in nothing but the origin.
+
+use anyhow::Result;
+use branchline_branch_tests::{Branch, Setup, random_bytes, sha256_hex};
+
+use crate::{BAD_PEER, MEBIBYTE};
+
+const FILE_BYTES: usize = 8 * MEBIBYTE;
+
+#[test]
+fn with_a_digest_and_no_manifest_the_second_machine_asks_its_peer() -> Result<()> {
+    let mut branch = Branch::with_agents(Setup::fast(2))?;
+    let file = random_bytes(20, FILE_BYTES);
+    let url = branch.place("plain.bin", &file)?;
+    let digest = ["--sha256", &sha256_hex(&file)];
+    let first = branch.machine(0).get(&url, &digest)?;
+    assert_eq!(first.done()?.from_origin, file.len() as u64);
+    let second = branch.machine(1).get(&url, &digest)?;
+    branch.machine(1).ensure_file(&second.target, &file)?;
+    let report = second.done()?;
+    assert_eq!(
+        (report.from_peers, report.trust.as_str()),
+        (report.bytes, "digest")
+    );
+    let body: u64 = branch.requests_of(1)?.iter().map(|r| r.body_bytes).sum();
+    println!("the second machine had {body} body bytes from the origin (404 of the manifest)");
+    assert!(body < 1000, "{body}");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_digest_leaves_no_file() -> Result<()> {
+    let branch = Branch::with_agents(Setup::fast(2))?;
+    let file = random_bytes(21, FILE_BYTES);
+    let (plain, published) = (
+        branch.place("a.bin", &file)?,
+        branch.publish("b.bin", &file)?,
+    );
+    let wrong = sha256_hex(b"something else");
+    for url in [plain, published] {
+        for args in [["--sha256", &wrong], ["--blake3", &wrong]] {
+            let got = branch.machine(0).get(&url, &args)?;
+            let line = got.failed(5)?;
+            println!("{line}");
+            assert!(line.contains(&wrong) && line.contains(&url), "{line}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn with_the_wan_down_a_digest_is_enough_for_peers_to_deliver() -> Result<()> {
+    let mut branch = Branch::start(Setup::fast(2))?;
+    for index in 0..2 {
+        let machine = branch.machine_mut(index);
+        machine.configure("origin.connect_timeout = \"500ms\"")?;
+        machine.start_agent()?;
+    }
+    let file = random_bytes(22, FILE_BYTES);
+    let url = branch.place("plain.bin", &file)?;
+    let sha256 = sha256_hex(&file);
+    branch
+        .machine(0)
+        .get(&url, &["--sha256", &sha256])?
+        .done()?;
+    branch.machine(1).wait_for_peers(1)?;
+    branch.wan().cut();
+    let second = branch.machine(1).get(&url, &["--sha256", &sha256])?;
+    branch.machine(1).ensure_file(&second.target, &file)?;
+    let report = second.done()?;
+    println!("with the WAN cut: {:.2} s", report.seconds);
+    assert_eq!(report.from_peers, report.bytes);
+    Ok(())
+}
+
+#[test]
+fn without_manifest_and_digest_the_origin_alone_is_asked_and_the_user_told() -> Result<()> {
+    let branch = Branch::with_agents(Setup::fast(2))?;
+    let file = random_bytes(23, FILE_BYTES);
+    let url = branch.place("plain.bin", &file)?;
+    for index in 0..2 {
+        let got = branch.machine(index).get(&url, &[])?;
+        branch.machine(index).ensure_file(&got.target, &file)?;
+        let report = got.done()?;
+        assert_eq!((report.from_peers, report.trust.as_str()), (0, "origin"));
+        assert_eq!(report.from_origin, report.bytes);
+        println!("{}", got.stderr.trim_end());
+        assert!(
+            got.stderr.contains("peers were not asked"),
+            "{}",
+            got.stderr
+        );
+    }
+    // A second time on the same machine the origin still says which version it is.
+    let target = branch.machine(1).home().join("again.bin");
+    branch.machine(1).wait_for_cached(1)?;
+    let again = branch.machine(1).get_to(&url, &target, &[])?;
+    branch.machine(1).ensure_file(&target, &file)?;
+    assert_eq!(again.done()?.from_store, file.len() as u64);
+    Ok(())
+}
+
+#[test]
+fn a_peer_that_has_another_file_for_a_digest_costs_time_only() -> Result<()> {
+    let branch = Branch::start(Setup::fast(2))?;
+    let (file, other) = (random_bytes(24, FILE_BYTES), random_bytes(25, FILE_BYTES));
+    let url = branch.place("plain.bin", &file)?;
+    branch.place("other.bin", &other)?;
+    let sha256 = sha256_hex(&file);
+    let other = branch.www("other.bin");
+    let args = ["table", &sha256, &other.to_string_lossy()];
+    let _impostor = branch.bad_peer(0, BAD_PEER, &args)?;
+    let mut branch = branch;
+    branch.machine_mut(1).start_agent()?;
+    branch.machine(1).wait_for_peers(1)?;
+    let curl = branch.machine(1).curl(&url)?;
+    let got = branch.machine(1).get(&url, &["--sha256", &sha256])?;
+    branch.machine(1).ensure_file(&got.target, &file)?;
+    let report = got.done()?;
+    println!("impostor: {:?}, curl {curl:?}, {report:?}", got.elapsed);
+    let stderr = branch.machine_mut(1).agent()?.stderr();
+    assert!(stderr.contains("another file than the digest"), "{stderr}");
+    Ok(())
+}
