@@ -4,7 +4,9 @@
 # make install  the program and its systemd unit, below PREFIX
 #
 # Everything is built in one profile, release: RocksDB takes half an hour of one core, and a second
-# profile would build it again. CARGO_TARGET_DIR moves the build folder.
+# profile would build it again. So would another choice of packages than the whole workspace: cargo
+# then builds the build scripts' own dependencies with other features. CARGO_TARGET_DIR moves the
+# build folder.
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
@@ -15,11 +17,11 @@ BIN = $(abspath $(TARGET_DIR))/release
 
 build:
 	scripts/setup build
-	$(CARGO) build --release --locked --bin branchline
+	$(CARGO) build --release --locked --workspace --bin branchline
 
 demo:
 	scripts/setup demo
-	$(CARGO) build --release --locked --bin branchline -p branchline-lab --bins -p branchline-cli
+	$(CARGO) build --release --locked --workspace --bins
 	BRANCHLINE_BIN=$(BIN)/branchline $(BIN)/branchline-demo
 
 test:
