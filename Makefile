@@ -1,7 +1,8 @@
 # make demo     a small branch on this machine: one copy over the WAN, shown
 # make test     the tests
 # make bench    the benchmarks, with figures
-# make install  the program and its systemd unit, below PREFIX
+# make build    the program alone
+# make install  the program and its systemd unit, below PREFIX; after make build
 #
 # Everything is built in one profile, release: RocksDB takes half an hour of one core, and a second
 # profile would build it again. So would another choice of packages than the whole workspace: cargo
@@ -39,7 +40,8 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
-install: build
+install:
+	@test -x $(BIN)/branchline || { echo "make install: run 'make build' first, as the user who has cargo" >&2; exit 1; }
 	install -D -m 755 $(BIN)/branchline $(DESTDIR)$(PREFIX)/bin/branchline
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@PREFIX@|$(PREFIX)|' packaging/branchline.service.in \

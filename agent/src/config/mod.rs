@@ -62,7 +62,7 @@ pub struct ExchangeConfig {
     pub listen: IpAddr,
     /// UDP port; 0 is any free one.
     pub port: u16,
-    /// Segments given out at the same time; others are told that this agent is busy.
+    /// Requests answered at the same time; others are told that this agent is busy.
     pub max_uploads: NonZeroU16,
 }
 

@@ -194,7 +194,7 @@ async fn refuse_strangers(
         Some(uid) if uid == own || uid == 0 => next.run(request).await,
         Some(_) | None => {
             tracing::warn!(?caller, "control API: another user was refused");
-            let message = "control API: this agent belongs to another user";
+            let message = "control API: this agent belongs to another user; run the command as that user or as root";
             let failure = Failure::new(FailureKind::AgentUnreachable, message);
             Problem {
                 status: StatusCode::FORBIDDEN,

@@ -42,7 +42,10 @@ pub enum BindError {
         path: PathBuf,
     },
     /// The file system refuses.
-    #[error("control socket {}: {source}", .path.display())]
+    #[error(
+        "control socket {}: {source}; check the permissions of the state directory",
+        .path.display()
+    )]
     Io {
         /// The socket's.
         path: PathBuf,
