@@ -91,7 +91,7 @@ pub enum OriginError {
         expected: u64,
     },
     /// The file is not the version any more that was asked for.
-    #[error("{at} has changed: it was [{was}], now it is [{now}]; start anew")]
+    #[error("{at} has changed: it was [{was}], now it is [{now}]; it has to be fetched anew")]
     Changed {
         /// What was asked for.
         at: Place,
@@ -103,7 +103,7 @@ pub enum OriginError {
     /// The connection was lost, and without a strong validator the rest may be of another version.
     #[error(
         "{at} broke off at offset {offset} and does not say which version it has, \
-         so the rest might not fit; start anew"
+         so the rest might not fit; it has to be fetched anew"
     )]
     CannotResume {
         /// What was asked for.

@@ -27,7 +27,11 @@ use crate::engine::linux;
 
 /// How long peers may take to send a manifest before the origin is asked for it: a LAN sends
 /// 1 MiB in 10 ms, and a peer that cannot is no help anyway.
-const PEER_MANIFEST_TIME: Duration = Duration::from_millis(1500);
+const PEER_MANIFEST_TIME: Duration = Duration::from_millis(500);
+
+/// How long the origin may take to say anything where peers can deliver without it: several times
+/// what a working line needs.
+const ORIGIN_TIME_WITH_PEERS: Duration = Duration::from_secs(2);
 
 /// The longest manifest there can be: head, table, SHA-256.
 const MANIFEST_LIMIT_BYTES: u64 =
@@ -81,7 +85,10 @@ pub(crate) async fn ask(
             .run(|| fetch_manifest(shared, target, &beside))
             .await
     };
-    let (remote, manifest) = tokio::join!(probe, early);
+    let (remote, manifest) = tokio::join!(
+        in_time(target, others_may, probe),
+        in_time(target, others_may, early)
+    );
     let mut digests = users_digests(request);
     let remote = match remote {
         Ok(remote) => Ok(remote),
@@ -105,6 +112,26 @@ pub(crate) async fn ask(
         manifest: manifest.map(Arc::new),
         manifest_url,
         digests,
+    })
+}
+
+/// Bounds the wait for an origin that others can stand in for.
+async fn in_time<T>(
+    target: &Target,
+    others_may: bool,
+    answer: impl Future<Output = Result<T, OriginError>>,
+) -> Result<T, OriginError> {
+    if !others_may {
+        return answer.await;
+    }
+    let in_time = tokio::time::timeout(ORIGIN_TIME_WITH_PEERS, answer).await;
+    in_time.unwrap_or_else(|_| {
+        let (at, after) = (target.place(), ORIGIN_TIME_WITH_PEERS);
+        Err(OriginError::Stalled {
+            at,
+            offset: 0,
+            after,
+        })
     })
 }
 

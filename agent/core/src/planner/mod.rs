@@ -40,6 +40,10 @@ pub const JOIN_GRACE: Duration = Duration::from_millis(250);
 /// within milliseconds; one second is several retransmission timeouts (RFC 9002, 6.2).
 pub const PEER_STALL: Duration = Duration::from_secs(1);
 
+/// The same for a peer that has not delivered anything yet: nothing says that it ever will, and the
+/// origin could have sent since. Half a second is a busy machine's answer, not a hung one's.
+pub const FIRST_ANSWER: Duration = Duration::from_millis(500);
+
 /// After so many stalls in one transfer a peer is not asked again.
 pub const STALLS_ALLOWED: u32 = 2;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
 
-use super::{Deadline, PEER_STALL, STALLS_ALLOWED, Source};
+use super::{Deadline, FIRST_ANSWER, PEER_STALL, STALLS_ALLOWED, Source};
 use crate::{PeerId, SegmentRange, SegmentSet};
 
 /// The bytes that may be asked of a peer before any has come: enough to see its rate, little
@@ -56,6 +56,8 @@ struct Peer {
     /// The last time it delivered, or began to owe.
     progress: Instant,
     stalls: u32,
+    /// Whether anything ever came from it.
+    delivered: bool,
     /// Not to be asked before.
     rests_until: Option<Instant>,
 }
@@ -105,6 +107,16 @@ impl Peer {
             return FIRST_WINDOW_BYTES;
         };
         (rate / 1000 * WINDOW_TIME_MS).clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end())
+    }
+
+    /// When it has stalled, if it owes anything.
+    fn patience_ends(&self) -> Instant {
+        self.progress
+            + if self.delivered {
+                PEER_STALL
+            } else {
+                FIRST_ANSWER
+            }
     }
 
     fn rests(&self, now: Instant) -> bool {
@@ -159,6 +171,7 @@ impl Peers {
             rate: Rate::new(now),
             progress: now,
             stalls: 0,
+            delivered: false,
             rests_until: None,
         };
         self.peers.insert(id, peer);
@@ -204,6 +217,7 @@ impl Peers {
         };
         peer.settle(index);
         peer.progress = now;
+        peer.delivered = true;
         peer.rate.count(now, length);
     }
 
@@ -245,7 +259,7 @@ impl Peers {
     }
 
     pub(super) fn stalled(&self, now: Instant) -> Vec<PeerId> {
-        let late = |peer: &Peer| !peer.owed.is_empty() && now >= peer.progress + PEER_STALL;
+        let late = |peer: &Peer| !peer.owed.is_empty() && now >= peer.patience_ends();
         self.peers
             .iter()
             .filter(|(_, peer)| late(peer))
@@ -268,7 +282,7 @@ impl Peers {
     pub(super) fn next_deadline(&self) -> Option<Deadline> {
         let stall = |peer: &Peer| {
             (!peer.owed.is_empty()).then(|| Deadline {
-                at: peer.progress + PEER_STALL,
+                at: peer.patience_ends(),
                 waiting_for: "a peer that owes segments",
             })
         };

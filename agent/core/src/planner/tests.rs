@@ -128,6 +128,17 @@ fn a_silent_peer_loses_its_requests_to_another() {
 }
 
 #[test]
+fn a_peer_that_never_sent_anything_has_less_time_than_one_that_did() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 1, OriginAccess::Closed);
+    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    let until = |planner: &Planner| planner.next_deadline().expect("a deadline").at;
+    assert_eq!(until(&planner), now + FIRST_ANSWER);
+    planner.handle_stored(now, Source::Peer(peer(1)), SegmentIndex(0));
+    assert_eq!(until(&planner), now + PEER_STALL);
+}
+
+#[test]
 fn with_the_origin_closed_and_nobody_left_it_says_that_it_is_stuck() {
     let now = Instant::now();
     let mut planner = new_planner(now, 10, 1, OriginAccess::Closed);
