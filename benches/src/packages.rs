@@ -83,8 +83,9 @@ fn kernel_version(name: &str, architecture: &str) -> Option<Vec<u32>> {
 }
 
 fn debian(old: &str, new: &str) -> Pair {
+    let short = |name: &str| name.replace("linux-image-", "");
     Pair {
-        name: format!("Debian {old} -> {new}"),
+        name: format!("Debian kernel {} -> {}", short(old), short(new)),
         old: Package::Debian {
             name: old.to_owned(),
         },

@@ -1,7 +1,9 @@
-//! Where the CPU goes in a transfer: by thread on both sides, and by function where perf works.
+//! Where the CPU goes in a transfer: by thread on both sides, and by function and by system call
+//! where perf works.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use branchline_lab::Agent;
@@ -11,23 +13,54 @@ use crate::agents;
 use crate::figures::{gigabytes, mebibytes};
 use crate::threads::{self, Cpu, Used};
 use crate::transfer::{Branchline, Contestant, FILE, Stage};
+use crate::work::remove;
 
 /// Functions that took less than this of a side's CPU are left out.
 const PERCENT_LIMIT: &str = "0.6";
+
+/// perf needs some milliseconds.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// System calls made less often are left out.
+const CALLS_SHOWN: u64 = 500;
+
+/// What perf does beside a transfer, and how its words are made readable.
+struct Tool {
+    title: &'static str,
+    arguments: &'static [&'static str],
+    report: fn(&Path) -> Result<Vec<String>>,
+}
+
+const TOOLS: [Tool; 2] = [
+    Tool {
+        title: "share of its CPU time by thread and function",
+        arguments: &["record", "-q", "-F", "997"],
+        report: functions,
+    },
+    Tool {
+        title: "calls and milliseconds by thread and system call, waiting included",
+        arguments: &["trace", "-s"],
+        report: calls,
+    },
+];
 
 pub(crate) fn run(extent: Extent) -> Result<()> {
     for lan_mtu in [1500, 9000] {
         let stage = Stage::new(lan_mtu, extent.bytes(1024))?;
         let mut branchline = Branchline::new(&stage)?;
+        println!("\nMTU {lan_mtu}, {:.0} MiB", mebibytes(stage.bytes));
         branchline.prepare()?;
         stage.work.settle()?;
-        println!("\nMTU {lan_mtu}, {:.0} MiB", mebibytes(stage.bytes));
+        extent.wait_for_quiet()?;
         by_thread(&stage, &mut branchline)?;
         branchline.clean_up()?;
-        branchline.prepare()?;
-        stage.work.settle()?;
-        by_function(&stage, &mut branchline)?;
-        branchline.clean_up()?;
+        for tool in &TOOLS {
+            branchline.prepare()?;
+            stage.work.settle()?;
+            extent.wait_for_quiet()?;
+            with_perf(tool, &stage, &mut branchline)?;
+            branchline.clean_up()?;
+        }
     }
     Ok(())
 }
@@ -38,8 +71,9 @@ fn by_thread(stage: &Stage, branchline: &mut Branchline<'_>) -> Result<()> {
     let sender = Snapshot::of(&mut branchline.holder)?;
     let target = stage.work.path("target-threads");
     let got = agents::get(newcomer, &branchline.origin.url(FILE), &target)?;
+    remove(&target)?;
     println!(
-        "  {:.2} s; per GB: CPU in seconds, user + system, and how often the thread slept",
+        "  {:.2} s; per GB: CPU in seconds, user + system; sleeps; page faults",
         got.seconds
     );
     receiver.print("receiver", newcomer, stage.bytes)?;
@@ -65,31 +99,40 @@ impl Snapshot {
         let used = now.process.since(self.process);
         for (name, used) in threads::between(&self.threads, &now.threads, used) {
             println!(
-                "  {side:<10} {name:<18} {:>6.2} + {:.2} {:>9.0}",
+                "  {side:<10} {name:<18} {:>6.2} + {:.2} {:>9.0} {:>9.0}",
                 used.cpu.user_seconds / gigabytes(bytes),
                 used.cpu.system_seconds / gigabytes(bytes),
-                used.sleeps as f64 / gigabytes(bytes)
+                used.sleeps as f64 / gigabytes(bytes),
+                used.faults as f64 / gigabytes(bytes)
             );
         }
         Ok(())
     }
 }
 
-/// One more transfer under `perf record`, on both sides at the same time.
-fn by_function(stage: &Stage, branchline: &mut Branchline<'_>) -> Result<()> {
+/// One more transfer beside perf, on both sides at the same time.
+fn with_perf(tool: &Tool, stage: &Stage, branchline: &mut Branchline<'_>) -> Result<()> {
     let newcomer = branchline.newcomer.as_mut().context("prepare makes it")?;
     let recorders = [
         ("receiver", newcomer.process().pid()),
         ("sender", branchline.holder.process().pid()),
     ]
-    .map(|(side, pid)| (side, record(pid, &stage.work.path(&format!("perf-{side}")))));
+    .map(|(side, pid)| {
+        let out = stage.work.path(&format!("perf-{side}"));
+        (side, start(tool, pid, &out), out)
+    });
     let target = stage.work.path("target-perf");
     agents::get(newcomer, &branchline.origin.url(FILE), &target)?;
-    for (side, recorder) in recorders {
+    remove(&target)?;
+    for (side, recorder, out) in recorders {
         match recorder {
             Ok(recorder) => {
                 stop(recorder)?;
-                print_report(side, &stage.work.path(&format!("perf-{side}")))?;
+                println!("\n  {side}, {}", tool.title);
+                (tool.report)(&out)?
+                    .iter()
+                    .for_each(|line| println!("  {line}"));
+                remove(&out)?;
             }
             Err(error) => println!("  no perf (Debian: linux-perf): {error:#}"),
         }
@@ -97,14 +140,35 @@ fn by_function(stage: &Stage, branchline: &mut Branchline<'_>) -> Result<()> {
     Ok(())
 }
 
-fn record(pid: i32, out: &Path) -> Result<Child> {
-    Command::new("perf")
-        .args(["record", "-q", "-F", "997", "-p", &pid.to_string(), "-o"])
+fn start(tool: &Tool, pid: i32, out: &Path) -> Result<Child> {
+    let perf = Command::new("perf")
+        .args(tool.arguments)
+        .args(["-p", &pid.to_string(), "-o"])
         .arg(out)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .context("cannot start `perf record`")
+        .context("cannot start perf")?;
+    wait_until_attached(&perf);
+    Ok(perf)
+}
+
+/// Only threads that are made after it are followed from their start. Where it may not attach it
+/// says so at its end.
+fn wait_until_attached(perf: &Child) {
+    let deadline = Instant::now() + ATTACH_PATIENCE;
+    let descriptors = format!("/proc/{}/fd", perf.id());
+    let is_event = |path: PathBuf| path.to_string_lossy().contains("[perf_event]");
+    while Instant::now() < deadline {
+        let attached = std::fs::read_dir(&descriptors).is_ok_and(|open| {
+            open.flatten()
+                .any(|entry| std::fs::read_link(entry.path()).is_ok_and(is_event))
+        });
+        if attached {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// perf writes its file when it is interrupted.
@@ -115,7 +179,7 @@ fn stop(mut recorder: Child) -> Result<()> {
     Ok(())
 }
 
-fn print_report(side: &str, recorded: &Path) -> Result<()> {
+fn functions(recorded: &Path) -> Result<Vec<String>> {
     let report = Command::new("perf")
         .args(["report", "-q", "--stdio", "-F", "overhead,comm,symbol"])
         .args(["--percent-limit", PERCENT_LIMIT, "-i"])
@@ -126,12 +190,34 @@ fn print_report(side: &str, recorded: &Path) -> Result<()> {
         "`perf report`: {}",
         String::from_utf8_lossy(&report.stderr)
     );
-    println!("\n  {side}, share of its CPU time by thread and function");
-    for line in String::from_utf8_lossy(&report.stdout).lines() {
-        let line = line.trim_end();
-        if !line.is_empty() {
-            println!("  {line}");
+    let text = String::from_utf8_lossy(&report.stdout);
+    // Behind the function stand columns that say nothing here.
+    let lines = text.lines().map(|line| line.trim_end_matches([' ', '-']));
+    Ok(lines
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// perf's table has a heading a thread, and a line a call: its name, how often, errors, milliseconds.
+fn calls(recorded: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(recorded)?;
+    let mut thread = "";
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if let Some((name, _)) = line.split_once(" events, ") {
+            thread = name.split('(').next().unwrap_or_default().trim();
+            continue;
+        }
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [call, count, _errors, milliseconds, ..] = fields[..] else {
+            continue;
+        };
+        if count.parse().is_ok_and(|count: u64| count >= CALLS_SHOWN) {
+            lines.push(format!(
+                "{thread:<18} {call:<16} {count:>9} {milliseconds:>12}"
+            ));
         }
     }
-    Ok(())
+    Ok(lines)
 }

@@ -1,4 +1,4 @@
-//! CPU time and context switches of a process by thread, from /proc.
+//! CPU time, sleeps and page faults of a process by thread, from /proc.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -49,6 +49,8 @@ pub(crate) struct Used {
     pub(crate) cpu: Cpu,
     /// How often it went to sleep: each time something has to wake it.
     pub(crate) sleeps: u64,
+    /// Pages it touched that were not mapped yet: fresh memory, mostly.
+    pub(crate) faults: u64,
 }
 
 /// What was used so far, by the threads' names. One that has ended is missing here, but its CPU is
@@ -64,10 +66,11 @@ pub(crate) fn by_name(pid: i32) -> Result<BTreeMap<String, Used>> {
         ) else {
             continue;
         };
-        let (name, cpu) = parse(&stat).with_context(|| format!("odd stat: {stat}"))?;
+        let (name, cpu, faults) = parse(&stat).with_context(|| format!("odd stat: {stat}"))?;
         let sum = sums.entry(name.to_owned()).or_default();
         sum.cpu = sum.cpu.plus(cpu);
         sum.sleeps += sleeps(&status).context("odd status of a thread")?;
+        sum.faults += faults;
     }
     Ok(sums)
 }
@@ -81,8 +84,12 @@ pub(crate) fn between(
     let since = |(name, used): (&String, &Used)| {
         let earlier = before.get(name).copied().unwrap_or_default();
         let cpu = used.cpu.since(earlier.cpu);
-        let sleeps = used.sleeps.saturating_sub(earlier.sleeps);
-        (name.clone(), Used { cpu, sleeps })
+        let used = Used {
+            cpu,
+            sleeps: used.sleeps.saturating_sub(earlier.sleeps),
+            faults: used.faults.saturating_sub(earlier.faults),
+        };
+        (name.clone(), used)
     };
     let mut rows: Vec<(String, Used)> = after.iter().map(since).collect();
     let living = rows
@@ -90,7 +97,7 @@ pub(crate) fn between(
         .fold(Cpu::default(), |sum, (_, used)| sum.plus(used.cpu));
     let ended = Used {
         cpu: process.since(living),
-        sleeps: 0,
+        ..Used::default()
     };
     rows.push(("(ended)".to_owned(), ended));
     rows.retain(|(_, used)| used.cpu.seconds() > 0.005);
@@ -105,24 +112,20 @@ fn sleeps(status: &str) -> Option<u64> {
     line?.trim().parse().ok()
 }
 
-/// Field 2 is the name in parentheses and may hold spaces; utime and stime are fields 14 and 15.
-fn parse(stat: &str) -> Option<(&str, Cpu)> {
+/// Field 2 is the name in parentheses and may hold spaces; minflt is field 10, utime and stime are 14
+/// and 15.
+fn parse(stat: &str) -> Option<(&str, Cpu, u64)> {
     let (head, tail) = stat.rsplit_once(')')?;
     let (_, name) = head.split_once('(')?;
-    let mut ticks = tail
-        .split_ascii_whitespace()
-        .skip(11)
-        .map_while(|field| field.parse::<u64>().ok());
+    let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let per_second = rustix::param::clock_ticks_per_second();
-    let mut seconds = || {
-        let ticks = ticks.next()?;
-        Some(Duration::from_millis(ticks * 1000 / per_second).as_secs_f64())
-    };
+    let seconds = |ticks: u64| Duration::from_millis(ticks * 1000 / per_second).as_secs_f64();
     let cpu = Cpu {
-        user_seconds: seconds()?,
-        system_seconds: seconds()?,
+        user_seconds: seconds(field(14)?),
+        system_seconds: seconds(field(15)?),
     };
-    Some((name, cpu))
+    Some((name, cpu, field(10)?))
 }
 
 #[cfg(test)]
@@ -132,9 +135,9 @@ mod tests {
     #[test]
     fn a_threads_line_is_understood_whatever_its_name() {
         let stat = "9 (a ) b) S 1 7 7 0 -1 4 1 2 3 4 250 50 9 9 20 0 1 0";
-        let (name, cpu) = parse(stat).expect("a whole line");
+        let (name, cpu, faults) = parse(stat).expect("a whole line");
         let per_second = rustix::param::clock_ticks_per_second() as f64;
-        assert_eq!(name, "a ) b");
+        assert_eq!((name, faults), ("a ) b", 1));
         assert!((cpu.user_seconds - 250.0 / per_second).abs() < 0.01);
         assert!((cpu.system_seconds - 50.0 / per_second).abs() < 0.01);
     }
@@ -148,6 +151,7 @@ mod tests {
         let used = |seconds, sleeps| Used {
             cpu: cpu(seconds),
             sleeps,
+            faults: 0,
         };
         let before = BTreeMap::from([("main".to_owned(), used(1.0, 10))]);
         let after = BTreeMap::from([
