@@ -207,16 +207,16 @@ fn key() -> ContentKey {
 }
 
 impl ServedContent for Repeating {
-    fn key(&self) -> ContentKey {
-        key()
-    }
-
     fn have(&self) -> SegmentSet {
         SegmentSet::full(self.segments)
     }
 
     fn manifest(&self) -> Option<Bytes> {
         None
+    }
+
+    fn length(&self, index: SegmentIndex) -> Option<u32> {
+        (index.0 < self.segments).then_some(SEGMENT_BYTES)
     }
 
     fn read(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
@@ -228,6 +228,10 @@ impl ServedContent for Repeating {
 struct Shelf(Arc<Repeating>);
 
 impl ContentSource for Shelf {
+    fn key(&self, swarm: &SwarmId) -> Option<ContentKey> {
+        (*swarm == key().swarm_id()).then(key)
+    }
+
     fn content(&self, swarm: &SwarmId) -> Option<Arc<dyn ServedContent>> {
         (*swarm == key().swarm_id()).then(|| Arc::clone(&self.0) as Arc<dyn ServedContent>)
     }

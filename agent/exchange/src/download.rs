@@ -154,21 +154,26 @@ pub(crate) fn start(
         lengths: Arc::clone(&spec.lengths),
     });
     let (cancel, mut cancelled) = oneshot::channel::<()>();
+    let untold = Untold {
+        peer: link.peer,
+        queue: Arc::clone(&queue),
+        events: spec.events.clone(),
+        told: false,
+    };
     let run = Run {
         link,
         key,
         spec,
         queue: Arc::clone(&queue),
     };
-    let started = hub.start(async move {
+    hub.start(async move {
+        let mut untold = untold;
         tokio::select! {
             _ = &mut cancelled => {}
             () = run.finish() => {}
         }
+        untold.told = true;
     });
-    if !started {
-        queue.lock().ended = true;
-    }
     Download {
         queue,
         _cancel: cancel,
@@ -197,6 +202,26 @@ struct Piece {
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a download whose task is dropped before it could: one too many, one that broke, or one that
+/// the exchange's end has caught.
+struct Untold {
+    peer: PeerId,
+    queue: Arc<Queue>,
+    events: EventSink,
+    told: bool,
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        if self.told {
+            return;
+        }
+        self.queue.lock().ended = true;
+        let (peer, kind) = (self.peer, PeerEventKind::Failed(PeerFailure::Stopped));
+        self.events.try_tell(PeerEvent { peer, kind });
     }
 }
 
@@ -508,6 +533,42 @@ mod tests {
                 index: SegmentIndex(6)
             })
         );
+    }
+
+    #[tokio::test]
+    async fn a_download_whose_task_is_dropped_has_ended_and_says_so() {
+        use tokio::sync::mpsc;
+
+        let peer = PeerId::from_public_key([1; 32]);
+        let queue = Arc::new(Queue {
+            state: Mutex::default(),
+            wake: Notify::new(),
+            lengths: lengths(&[5]),
+        });
+        let (segments, _arrivals) = mpsc::channel(1);
+        let (rest, mut words) = mpsc::channel(1);
+        let untold = Untold {
+            peer,
+            queue: Arc::clone(&queue),
+            events: EventSink::Apart { segments, rest },
+            told: false,
+        };
+        let (cancel, _cancelled) = oneshot::channel();
+        let download = Download {
+            queue,
+            _cancel: cancel,
+        };
+        // A hub that takes no more: the task is dropped before it ever ran.
+        let (commands, receiver) = mpsc::channel(1);
+        drop(receiver);
+        HubHandle::new(commands).start(async move { drop(untold) });
+        let word = words.recv().await.expect("a last event");
+        assert_eq!(word.peer, peer);
+        assert!(matches!(
+            word.kind,
+            PeerEventKind::Failed(PeerFailure::Stopped)
+        ));
+        assert_eq!(download.request(range(0, 1)), Err(RequestRefused::Ended));
     }
 
     #[test]

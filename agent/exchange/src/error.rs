@@ -76,6 +76,12 @@ pub enum DialError {
         /// Why.
         reason: String,
     },
+    /// The attempt itself broke; the log says how.
+    #[error("dialling peer {peer} broke: a defect, of which the log says more")]
+    Broke {
+        /// Who.
+        peer: PeerId,
+    },
     /// The exchange was shut down.
     #[error("the exchange was shut down")]
     Stopped,
@@ -119,8 +125,8 @@ pub enum PeerFailure {
         /// How long it had.
         waited: Duration,
     },
-    /// The exchange was shut down.
-    #[error("the exchange was shut down")]
+    /// The exchange was shut down, or has too much to do.
+    #[error("this agent's exchange was shut down or does not take more")]
     Stopped,
 }
 

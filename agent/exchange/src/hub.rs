@@ -12,7 +12,7 @@ use branchline_core::wire::CloseCode;
 use branchline_discovery::Identity;
 use quinn::{Connection, Endpoint, VarInt};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinError as TaskError, JoinSet};
+use tokio::task::{Id as TaskId, JoinError as TaskError, JoinSet};
 
 use crate::dial;
 use crate::error::{DialError, PeerFailure};
@@ -21,7 +21,8 @@ use crate::serve::{self, Server};
 use crate::tls;
 
 /// Tasks of sessions and downloads at one time: far above what the engine starts; beyond, a task
-/// is dropped and its caller is told that the exchange does not take it.
+/// is dropped, which tells its caller: a question's answer is [`PeerFailure::Stopped`], and a
+/// download's last event too.
 const MAX_TASKS: usize = 4096;
 
 /// Between the end of all uploads and the goodbye. quinn sends no CONNECTION_CLOSE while the
@@ -114,14 +115,17 @@ impl HubHandle {
         answer.await.unwrap_or(Err(PeerFailure::Stopped))
     }
 
-    /// Starts `task` on the exchange's thread; false when it takes no more.
-    pub(crate) fn start(&self, task: impl Future<Output = ()> + Send + 'static) -> bool {
-        self.commands.try_send(Command::Run(Box::pin(task))).is_ok()
+    /// Starts `task` on the exchange's thread, or drops it when that takes no more.
+    pub(crate) fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let _dropped = self.commands.try_send(Command::Run(Box::pin(task)));
     }
 }
 
 enum LinkState {
-    Dialling(Vec<LinkReply>),
+    Dialling {
+        task: TaskId,
+        waiting: Vec<LinkReply>,
+    },
     Up(Weak<Link>),
 }
 
@@ -191,11 +195,11 @@ impl Hub {
 
     fn handle_link(&mut self, peer: PeerId, addresses: Vec<SocketAddr>, reply: LinkReply) {
         self.links.retain(|_, state| match state {
-            LinkState::Dialling(_) => true,
+            LinkState::Dialling { .. } => true,
             LinkState::Up(link) => link.strong_count() > 0,
         });
         match self.links.get_mut(&peer) {
-            Some(LinkState::Dialling(waiting)) => return waiting.push(reply),
+            Some(LinkState::Dialling { waiting, .. }) => return waiting.push(reply),
             Some(LinkState::Up(link)) => {
                 if let Some(link) = link
                     .upgrade()
@@ -208,12 +212,16 @@ impl Hub {
             None => {}
         }
         match self.dial(peer, addresses) {
-            Ok(()) => drop(self.links.insert(peer, LinkState::Dialling(vec![reply]))),
+            Ok(task) => {
+                let waiting = vec![reply];
+                let state = LinkState::Dialling { task, waiting };
+                self.links.insert(peer, state);
+            }
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    fn dial(&mut self, peer: PeerId, addresses: Vec<SocketAddr>) -> Result<(), DialError> {
+    fn dial(&mut self, peer: PeerId, addresses: Vec<SocketAddr>) -> Result<TaskId, DialError> {
         if peer == self.identity.peer_id() {
             return Err(DialError::Ourselves { peer });
         }
@@ -223,13 +231,22 @@ impl Hub {
         })?;
         let config = dial::client_config(crypto, &self.options);
         let (endpoint, timeout) = (self.endpoint.clone(), self.options.dial_timeout);
-        self.dials.spawn(async move {
+        let task = self.dials.spawn(async move {
             (
                 peer,
                 dial::dial(&endpoint, config, peer, addresses, timeout).await,
             )
         });
-        Ok(())
+        Ok(task.id())
+    }
+
+    /// The peer that this task dialled.
+    fn dialled_by(&self, broken: TaskId) -> Option<PeerId> {
+        let dialled = self.links.iter().find(|(_, state)| match state {
+            LinkState::Dialling { task, .. } => *task == broken,
+            LinkState::Up(_) => false,
+        });
+        dialled.map(|(peer, _)| *peer)
     }
 
     fn handle_dialled(
@@ -238,9 +255,15 @@ impl Hub {
     ) {
         let (peer, result) = match ended {
             Ok(dialled) => dialled,
-            Err(error) => return tracing::error!(%error, "a task that dialled a peer broke"),
+            Err(error) => {
+                tracing::error!(%error, "a task that dialled a peer broke");
+                let Some(peer) = self.dialled_by(error.id()) else {
+                    return;
+                };
+                (peer, Err(DialError::Broke { peer }))
+            }
         };
-        let Some(LinkState::Dialling(waiting)) = self.links.remove(&peer) else {
+        let Some(LinkState::Dialling { waiting, .. }) = self.links.remove(&peer) else {
             return;
         };
         let answer_timeout = self.options.answer_timeout;
@@ -288,5 +311,73 @@ impl Hub {
 fn note_end(ended: Result<(), TaskError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "a task of the exchange broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use branchline_hashing::{ContentKey, SwarmId};
+
+    use super::*;
+    use crate::source::{ContentSource, ServedContent};
+
+    struct Nothing;
+
+    impl ContentSource for Nothing {
+        fn key(&self, _: &SwarmId) -> Option<ContentKey> {
+            None
+        }
+
+        fn content(&self, _: &SwarmId) -> Option<Arc<dyn ServedContent>> {
+            None
+        }
+    }
+
+    fn hub() -> Hub {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let identity = Identity::load_or_create(&folder.path().join("identity"));
+        let options = ExchangeOptions::default();
+        let server = Server::start(&options, Arc::new(Nothing)).expect("threads");
+        let endpoint = Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        Hub::new(
+            endpoint.expect("a socket"),
+            identity.expect("an identity"),
+            options,
+            Arc::new(server),
+            mpsc::channel(1).1,
+        )
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_dial_that_breaks_is_told_and_the_peer_can_be_dialled_again() {
+        let mut hub = hub();
+        let peer = PeerId::from_public_key([1; 32]);
+        let (reply, answer) = oneshot::channel();
+        let task = hub.dials.spawn(async { panic!("as a bug would") }).id();
+        let waiting = vec![reply];
+        hub.links
+            .insert(peer, LinkState::Dialling { task, waiting });
+        let broken = hub.dials.join_next().await.expect("one task");
+        hub.handle_dialled(broken);
+        let told = answer.await.expect("told").err();
+        assert!(matches!(told, Some(DialError::Broke { .. })), "{told:?}");
+        assert!(hub.links.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_task_too_many_is_dropped() {
+        let mut hub = hub();
+        for _ in 0..MAX_TASKS {
+            hub.handle_command(Command::Run(Box::pin(std::future::pending())));
+        }
+        let (held, dropped) = oneshot::channel::<()>();
+        hub.handle_command(Command::Run(Box::pin(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        })));
+        assert!(dropped.await.is_err());
+        assert_eq!(hub.tasks.len(), MAX_TASKS);
     }
 }

@@ -12,13 +12,13 @@
 //! Not here: which segment to ask of whom, stalled peers, retries (the planner's), and whether a
 //! segment is right (the writer's: this crate never hashes one).
 
-mod connection_limit;
 mod dial;
 mod download;
 mod error;
 mod exchange;
 mod hub;
 mod options;
+mod peer_limit;
 mod proof;
 mod reader_pool;
 mod reading;

@@ -20,8 +20,9 @@ pub enum Listen {
 pub struct ExchangeOptions {
     /// Where to listen. Default: all addresses, a port of the system's choice.
     pub listen: Listen,
-    /// Requests answered at one time; beyond, requesters are told to come again. Default 64: each
-    /// holds two batches of about 256 KiB, and each connection what its send window allows (8 MiB).
+    /// Requests answered at one time, half of them to one peer; beyond, requesters are told to come
+    /// again. Default 64: each holds two batches of at most 256 KiB or one segment, and each
+    /// connection what its send window allows (8 MiB).
     pub max_uploads: usize,
     /// Connections accepted at one time. Default 256.
     pub max_connections: usize,
@@ -31,9 +32,14 @@ pub struct ExchangeOptions {
     /// After this long without a packet a connection is dead. Default 15 s. Keep-alives go out
     /// three times as often.
     pub idle_timeout: Duration,
+    /// How long an accepted connection may be without a joined stream. Default 30 s: honest
+    /// requesters join with their first message and keep streams open while they download; with
+    /// room for their retries, who has not joined by then only holds one of `max_connections`.
+    pub unjoined_timeout: Duration,
     /// How long dialling a peer, over all its addresses, may take. Default 3 s: a LAN needs milliseconds.
     pub dial_timeout: Duration,
-    /// How long a peer may take to answer a join. Default 3 s.
+    /// How long a peer may take to answer a join. Default 3 s. Waiting for one of its streams to
+    /// become free does not count.
     pub answer_timeout: Duration,
     /// What a requester that is turned away is told to wait. Default 500 ms.
     pub busy_retry_after: Duration,
@@ -47,6 +53,7 @@ impl Default for ExchangeOptions {
             max_connections: 256,
             reader_threads: 2,
             idle_timeout: Duration::from_secs(15),
+            unjoined_timeout: Duration::from_secs(30),
             dial_timeout: Duration::from_secs(3),
             answer_timeout: Duration::from_secs(3),
             busy_retry_after: Duration::from_millis(500),

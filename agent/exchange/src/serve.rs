@@ -15,12 +15,12 @@ use branchline_core::{PeerId, SegmentRange};
 use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
 use bytes::Bytes;
 use quinn::{Connection, SendStream, VarInt};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::task::{JoinError as TaskError, JoinSet};
 
-use crate::connection_limit::ConnectionLimit;
 use crate::error::PeerFailure;
 use crate::options::ExchangeOptions;
+use crate::peer_limit::{PeerLimit, PeerPermit};
 use crate::proof::{SessionSecret, Side};
 use crate::reader_pool::ReaderPool;
 use crate::reading::{MessageReader, ReceiveError};
@@ -28,17 +28,23 @@ use crate::source::{ContentSource, ServedContent};
 use crate::tls;
 use crate::upload::{UploadCounter, UploadStats};
 
-/// A reader thread reads about this much at one time: with segments of 32 KiB one at a time, waking
-/// threads cost more than verifying.
-const BATCH_BYTES: usize = 256 << 10;
+/// A reader thread reads at most this much, or one segment, at one time: with segments of 32 KiB one at
+/// a time, waking threads cost more than verifying.
+const BATCH_BYTES: u64 = 256 << 10;
 
-/// The most segments in a batch; bounds it where short segments are followed by long ones.
+/// The most segments in a batch; bounds how long a thread is kept where all are short.
 const BATCH_SEGMENTS: usize = 32;
 
 /// Batches read before QUIC has taken the one in front.
 const BATCHES_AHEAD: usize = 2;
 
-/// Streams joined at one time, over all connections; each is a task and a few hundred bytes.
+/// Connections of one peer. One is enough for an honest one; a second and third cover those that dial
+/// anew while the old connection has not timed out yet.
+const MAX_CONNECTIONS_PER_PEER: usize = 4;
+
+/// Streams joined at one time, over all connections; each is a task and a few hundred bytes. Those
+/// that have not joined do not count, or strangers could keep everybody out: they are bounded by
+/// QUIC and by [`JOIN_DEADLINE`].
 const MAX_JOINED_STREAMS: usize = 1024;
 
 /// How long a TLS handshake may take.
@@ -56,8 +62,10 @@ pub(crate) struct Server {
     readers: ReaderPool,
     uploads: Semaphore,
     joined: Semaphore,
+    uploads_by_peer: Arc<PeerLimit>,
     max_uploads: usize,
-    connections: Arc<ConnectionLimit>,
+    connections: Arc<PeerLimit>,
+    unjoined_timeout: Duration,
     busy_retry_after: Duration,
     counter: UploadCounter,
     stopping: watch::Sender<bool>,
@@ -84,8 +92,11 @@ impl Server {
             readers: ReaderPool::start(options.reader_threads)?,
             uploads: Semaphore::new(options.max_uploads),
             joined: Semaphore::new(MAX_JOINED_STREAMS),
+            // However much one peer asks for, another is answered too.
+            uploads_by_peer: PeerLimit::new(options.max_uploads / 2),
             max_uploads: options.max_uploads,
-            connections: Arc::default(),
+            connections: PeerLimit::new(MAX_CONNECTIONS_PER_PEER),
+            unjoined_timeout: options.unjoined_timeout,
             busy_retry_after: options.busy_retry_after,
             counter: UploadCounter::default(),
             stopping: watch::Sender::new(false),
@@ -95,6 +106,12 @@ impl Server {
     /// Ends all uploads: their streams are reset. Connections stay for the goodbye.
     pub(crate) fn stop_uploads(&self) {
         self.stopping.send_replace(true);
+    }
+
+    /// A place to answer one request of `peer`; `None` when it, or everybody together, has enough.
+    fn upload(&self, peer: PeerId) -> Option<(SemaphorePermit<'_>, PeerPermit)> {
+        let upload = self.uploads.try_acquire().ok()?;
+        Some((upload, self.uploads_by_peer.admit(peer)?))
     }
 
     pub(crate) fn stats(&self) -> UploadStats {
@@ -136,16 +153,19 @@ pub(crate) async fn serve_connection(server: Arc<Server>, incoming: quinn::Incom
 async fn serve_streams(server: &Arc<Server>, connection: &Connection, peer: PeerId) {
     let mut stopping = server.stopping.subscribe();
     let mut streams = JoinSet::new();
+    let joined = Arc::new(watch::Sender::new(0));
+    let mut unjoined = std::pin::pin!(unjoined_for(server.unjoined_timeout, joined.subscribe()));
     loop {
         tokio::select! {
             _ = stopping.wait_for(|stopping| *stopping) => break,
+            () = &mut unjoined => return close(connection, CloseCode::Done, "no stream has joined"),
             accepted = connection.accept_bi() => {
                 // QUIC bounds how many there are: the transport's stream limit.
                 let Ok((send, receive)) = accepted else { return };
                 let reader = MessageReader::new(receive);
                 let (server, connection) = (Arc::clone(server), connection.clone());
-                let answered = false;
-                let stream = Stream { server, connection, peer, send, reader, answered };
+                let (joined, answered) = (Arc::clone(&joined), false);
+                let stream = Stream { server, connection, peer, joined, send, reader, answered };
                 streams.spawn(stream.serve());
             }
             Some(ended) = streams.join_next() => {
@@ -157,6 +177,38 @@ async fn serve_streams(server: &Arc<Server>, connection: &Connection, peer: Peer
     }
     drop(streams);
     connection.closed().await;
+}
+
+/// Ends when no stream has been joined for `timeout`; `joined` counts those that are.
+async fn unjoined_for(timeout: Duration, mut joined: watch::Receiver<usize>) {
+    loop {
+        let anybody = *joined.borrow_and_update() > 0;
+        // The sender lives as long as the connection.
+        let _changed = if anybody {
+            joined.changed().await
+        } else {
+            match tokio::time::timeout(timeout, joined.changed()).await {
+                Ok(changed) => changed,
+                Err(_) => return,
+            }
+        };
+    }
+}
+
+/// A joined stream in its connection's count.
+struct Joined(Arc<watch::Sender<usize>>);
+
+impl Joined {
+    fn count(joined: &Arc<watch::Sender<usize>>) -> Self {
+        joined.send_modify(|count| *count += 1);
+        Self(Arc::clone(joined))
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 fn violation(peer: PeerId, ended: Result<Result<(), ServeError>, TaskError>) -> Option<String> {
@@ -187,6 +239,8 @@ struct Stream {
     server: Arc<Server>,
     connection: Connection,
     peer: PeerId,
+    /// How many streams of the connection have joined.
+    joined: Arc<watch::Sender<usize>>,
     send: SendStream,
     reader: MessageReader,
     answered: bool,
@@ -212,10 +266,6 @@ impl Stream {
     }
 
     async fn join_and_answer(&mut self) -> Result<(), ServeError> {
-        let server = Arc::clone(&self.server);
-        let Ok(_joined) = server.joined.try_acquire() else {
-            return self.write_busy().await;
-        };
         let join = tokio::time::timeout(JOIN_DEADLINE, self.read_join());
         let Some((swarm, proof)) = join
             .await
@@ -223,10 +273,20 @@ impl Stream {
         else {
             return Ok(());
         };
-        match self.admit(swarm, proof).await? {
-            Some(content) => self.answer_requests(content).await,
-            None => self.write(&ResponderMessage::Unknown).await,
-        }
+        let Some(proof) = self.check(swarm, proof).await? else {
+            return self.write(&ResponderMessage::Unknown).await;
+        };
+        let server = Arc::clone(&self.server);
+        let Ok(_place) = server.joined.try_acquire() else {
+            return self.write_busy().await;
+        };
+        let _joined = Joined::count(&self.joined);
+        let Some((have, content)) = self.look_up(swarm).await else {
+            return self.write(&ResponderMessage::Unknown).await;
+        };
+        self.write(&ResponderMessage::Joined { proof, have })
+            .await?;
+        self.answer_requests(content).await
     }
 
     async fn read_join(&mut self) -> Result<Option<(SwarmId, JoinProof)>, ServeError> {
@@ -237,31 +297,32 @@ impl Stream {
         }
     }
 
-    /// The content, if there is one and the requester knows its key. Both answers take one look-up,
-    /// two proofs and one message.
-    async fn admit(
-        &mut self,
+    /// The responder's proof, if there is such a content and the requester knows its key. Until that
+    /// is certain, whoever asks gets one look-up of a key, one proof computed and one message,
+    /// whether there is a content or not.
+    async fn check(
+        &self,
         swarm: SwarmId,
         proof: JoinProof,
-    ) -> Result<Option<Arc<dyn ServedContent>>, ServeError> {
+    ) -> Result<Option<JoinProof>, ServeError> {
         let secret = SessionSecret::of(&self.connection, &swarm)?;
         let source = Arc::clone(&self.server.source);
-        let looked_up = self.server.readers.run(move || {
-            source
-                .content(&swarm)
-                .map(|content| (content.key(), Have::of(&content.have()), content))
-        });
+        let looked_up = self.server.readers.run(move || source.key(&swarm));
         let found = looked_up.await.ok().flatten();
-        let nobodys_key = ContentKey::from_bytes([0; 32]);
-        let key = found.as_ref().map_or(nobodys_key, |(key, ..)| *key);
+        let key = found.unwrap_or(ContentKey::from_bytes([0; 32]));
         let right = secret.check(&key, Side::Requester, &proof);
-        let proof = secret.prove(&key, Side::Responder);
-        let Some((_, have, content)) = found.filter(|_| right) else {
-            return Ok(None);
-        };
-        self.write(&ResponderMessage::Joined { proof, have })
-            .await?;
-        Ok(Some(content))
+        let known = found.is_some() && right;
+        Ok(known.then(|| secret.prove(&key, Side::Responder)))
+    }
+
+    /// What may cost as much as it must: the requester knows the key.
+    async fn look_up(&self, swarm: SwarmId) -> Option<(Have, Arc<dyn ServedContent>)> {
+        let source = Arc::clone(&self.server.source);
+        let looked_up = self.server.readers.run(move || {
+            let content = source.content(&swarm)?;
+            Some((Have::of(&content.have()), content))
+        });
+        looked_up.await.ok().flatten()
     }
 
     async fn answer_requests(&mut self, content: Arc<dyn ServedContent>) -> Result<(), ServeError> {
@@ -294,7 +355,7 @@ impl Stream {
         content: &Arc<dyn ServedContent>,
     ) -> Result<(), ServeError> {
         let server = Arc::clone(&self.server);
-        let Ok(_upload) = server.uploads.try_acquire() else {
+        let Some(_upload) = server.upload(self.peer) else {
             return self.write_busy().await;
         };
         let content = Arc::clone(content);
@@ -320,7 +381,7 @@ impl Stream {
         range: SegmentRange,
     ) -> Result<(), ServeError> {
         let server = Arc::clone(&self.server);
-        let Ok(_upload) = server.uploads.try_acquire() else {
+        let Some(_upload) = server.upload(self.peer) else {
             let retry_after = server.busy_retry_after;
             return self
                 .write(&ResponderMessage::RangeBusy { range, retry_after })
@@ -400,8 +461,6 @@ struct ReadAhead<'a> {
     /// Not asked of the readers yet.
     rest: std::ops::Range<u32>,
     asked: VecDeque<(std::ops::Range<u32>, oneshot::Receiver<Batch>)>,
-    /// Segments to a batch, by the lengths in the one before.
-    batch_segments: usize,
 }
 
 impl<'a> ReadAhead<'a> {
@@ -416,7 +475,6 @@ impl<'a> ReadAhead<'a> {
             content,
             rest,
             asked: VecDeque::new(),
-            batch_segments: 1,
         }
     }
 
@@ -426,22 +484,13 @@ impl<'a> ReadAhead<'a> {
             self.ask();
         }
         let (indices, reading) = self.asked.pop_front()?;
-        let batch = reading
-            .await
-            .unwrap_or_else(|_| indices.map(|index| (SegmentIndex(index), None)).collect());
-        let lengths = batch
-            .iter()
-            .filter_map(|(_, segment)| Some(segment.as_ref()?.bytes().len()));
-        if let Some(longest) = lengths.max() {
-            self.batch_segments = (BATCH_BYTES / longest.max(1)).clamp(1, BATCH_SEGMENTS);
-        }
-        Some(batch)
+        let batch = reading.await;
+        Some(batch.unwrap_or_else(|_| indices.map(|index| (SegmentIndex(index), None)).collect()))
     }
 
     fn ask(&mut self) {
-        let first = self.rest.start;
-        self.rest.by_ref().take(self.batch_segments).for_each(drop);
-        let indices = first..self.rest.start;
+        let indices = batch_of(&self.rest, |index| self.content.length(index));
+        self.rest.start = indices.end;
         let (content, wanted) = (Arc::clone(self.content), indices.clone());
         let reading = self.readers.run(move || {
             wanted
@@ -451,6 +500,21 @@ impl<'a> ReadAhead<'a> {
         });
         self.asked.push_back((indices, reading));
     }
+}
+
+/// The first segments of `rest` that together have at most [`BATCH_BYTES`]; one that is longer alone.
+fn batch_of(
+    rest: &std::ops::Range<u32>,
+    length: impl Fn(SegmentIndex) -> Option<u32>,
+) -> std::ops::Range<u32> {
+    let mut bytes = 0;
+    let fitting = rest.clone().take(BATCH_SEGMENTS).take_while(|index| {
+        // What does not exist is read as absent, and takes no room.
+        bytes += u64::from(length(SegmentIndex(*index)).unwrap_or(0));
+        bytes <= BATCH_BYTES
+    });
+    let end = fitting.last().unwrap_or(rest.start) + 1;
+    rest.start..end
 }
 
 impl From<ReceiveError> for ServeError {
@@ -474,5 +538,46 @@ impl From<WireError> for ServeError {
 impl From<PeerFailure> for ServeError {
     fn from(failure: PeerFailure) -> Self {
         Self::Gone(failure.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_ends_where_it_would_be_too_large() {
+        const K: u32 = 1024;
+        let lengths = [K, 16 << 20, 1, 255 * K, 2 * K, 256 * K, 1];
+        let length = |index: SegmentIndex| lengths.get(index.0 as usize).copied();
+        let (mut rest, mut batches) = (0..7, Vec::new());
+        while !rest.is_empty() {
+            let batch = batch_of(&rest, length);
+            rest.start = batch.end;
+            batches.push(batch);
+        }
+        assert_eq!(batches, [0..1, 1..2, 2..4, 4..5, 5..6, 6..7]);
+        assert_eq!(batch_of(&(100..200), length), 100..132, "past the end");
+        assert_eq!(batch_of(&(u32::MAX - 2..u32::MAX - 1), length).len(), 1);
+    }
+
+    async fn ends_within(seconds: u64, future: impl Future<Output = ()>) -> bool {
+        let deadline = Duration::from_secs(seconds);
+        tokio::time::timeout(deadline, future).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_unjoined_after_a_whole_timeout_without_a_joined_stream() {
+        let timeout = Duration::from_secs(30);
+        let joined = Arc::new(watch::Sender::new(0));
+        let mut unjoined = std::pin::pin!(unjoined_for(timeout, joined.subscribe()));
+        assert!(!ends_within(29, unjoined.as_mut()).await);
+        let stream = Joined::count(&joined);
+        assert!(!ends_within(100, unjoined.as_mut()).await);
+        drop(stream);
+        assert!(!ends_within(29, unjoined.as_mut()).await);
+        drop(Joined::count(&joined));
+        assert!(!ends_within(29, unjoined.as_mut()).await);
+        assert!(ends_within(2, unjoined.as_mut()).await);
     }
 }

@@ -1,18 +1,23 @@
 //! One swarm at one peer, joined: both sides have proved that they know the content's key.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use branchline_core::wire::{CloseCode, Have, RequesterMessage, ResponderMessage, WireMessage};
 use branchline_core::{PeerId, SegmentSet};
 use branchline_hashing::{ContentKey, SwarmId};
 use bytes::Bytes;
-use quinn::SendStream;
+use quinn::{RecvStream, SendStream};
 
 use crate::download::{self, Download, DownloadSpec};
 use crate::error::{Misbehaviour, PeerFailure};
 use crate::hub::{HubHandle, Link};
 use crate::proof::{SessionSecret, Side};
 use crate::reading::{MessageReader, ReceiveError};
+
+/// How long to wait until the peer lets another stream be opened. That is no slowness of the peer:
+/// this agent's other downloads have them all. Bounded for a peer that never lets one be opened.
+const STREAM_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A swarm joined at a peer. The connection lives as long as a session or download on it.
 #[derive(Clone)]
@@ -118,11 +123,10 @@ pub(crate) struct JoinedStream {
 impl JoinedStream {
     /// Opens a stream and joins the swarm on it.
     pub(crate) async fn open(link: &Link, key: &ContentKey) -> Result<Self, PeerFailure> {
-        let waited = link.answer_timeout;
-        match tokio::time::timeout(waited, join_on_new_stream(link, key)).await {
-            Ok(result) => result.inspect_err(|failure| note_misbehaviour(link, failure)),
-            Err(_) => Err(PeerFailure::TimedOut { waited }),
-        }
+        let stream = within(STREAM_DEADLINE, open_stream(link)).await?;
+        within(link.answer_timeout, join_on(stream, link, key))
+            .await
+            .inspect_err(|failure| note_misbehaviour(link, failure))
     }
 
     /// One question, one answer.
@@ -132,18 +136,25 @@ impl JoinedStream {
         question: RequesterMessage,
         read: impl FnOnce(ResponderMessage) -> Result<T, PeerFailure>,
     ) -> Result<T, PeerFailure> {
-        let waited = link.answer_timeout;
         let answer = async {
             send_message(&mut self.send, question).await?;
             next_message(&mut self.reader, "an answer")
                 .await
                 .and_then(read)
         };
-        match tokio::time::timeout(waited, answer).await {
-            Ok(result) => result.inspect_err(|failure| note_misbehaviour(link, failure)),
-            Err(_) => Err(PeerFailure::TimedOut { waited }),
-        }
+        within(link.answer_timeout, answer)
+            .await
+            .inspect_err(|failure| note_misbehaviour(link, failure))
     }
+}
+
+async fn within<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, PeerFailure>>,
+) -> Result<T, PeerFailure> {
+    let waited = deadline;
+    let result = tokio::time::timeout(deadline, work).await;
+    result.unwrap_or(Err(PeerFailure::TimedOut { waited }))
 }
 
 /// Closes the connection to a peer that broke the protocol.
@@ -204,11 +215,18 @@ fn received(link: &Link, error: ReceiveError, what: &'static str) -> PeerFailure
     failure
 }
 
-async fn join_on_new_stream(link: &Link, key: &ContentKey) -> Result<JoinedStream, PeerFailure> {
+async fn open_stream(link: &Link) -> Result<(SendStream, RecvStream), PeerFailure> {
+    let opened = link.connection.open_bi().await;
+    opened.map_err(|error| PeerFailure::lost(&error))
+}
+
+async fn join_on(
+    (mut send, receive): (SendStream, RecvStream),
+    link: &Link,
+    key: &ContentKey,
+) -> Result<JoinedStream, PeerFailure> {
     let swarm: SwarmId = key.swarm_id();
     let secret = SessionSecret::of(&link.connection, &swarm)?;
-    let opened = link.connection.open_bi().await;
-    let (mut send, receive) = opened.map_err(|error| PeerFailure::lost(&error))?;
     let mut reader = MessageReader::new(receive);
     let proof = secret.prove(key, Side::Requester);
     send_message(&mut send, RequesterMessage::Join { swarm, proof }).await?;

@@ -27,6 +27,12 @@ pub enum EventSink {
 pub(crate) struct NobodyListens;
 
 impl EventSink {
+    /// Without waiting: lost where there is no room. For the words of a download that has no task.
+    pub(crate) fn try_tell(&self, event: PeerEvent) {
+        let (Self::Together(words) | Self::Apart { rest: words, .. }) = self;
+        let _no_room = words.try_send(event);
+    }
+
     /// Waits for room. Not cancel-safe: a dropped call loses the event.
     pub(crate) async fn send(&self, event: PeerEvent) -> Result<(), NobodyListens> {
         let sent = match self {

@@ -8,20 +8,27 @@ use bytes::Bytes;
 
 /// Finds contents by their swarm. Called on reader threads only; may block.
 pub trait ContentSource: Send + Sync + 'static {
-    /// The content of `swarm`, if there is something of it to serve.
+    /// The key of `swarm`'s content, if there is something of it to serve. Asked for everybody who
+    /// names a swarm, before the proof: one cheap look-up, whose time is to depend on nothing that
+    /// a stranger must not learn.
+    fn key(&self, swarm: &SwarmId) -> Option<ContentKey>;
+
+    /// The content of `swarm`, if there is something of it to serve. Asked only for those who have
+    /// proved that they know its key: may read files.
     fn content(&self, swarm: &SwarmId) -> Option<Arc<dyn ServedContent>>;
 }
 
-/// One content that is served. Called on reader threads only; may block.
+/// One content that is served. Called on reader threads, where it may block, unless said otherwise.
 pub trait ServedContent: Send + Sync + 'static {
-    /// Its key.
-    fn key(&self) -> ContentKey;
-
     /// Which segments can be read now.
     fn have(&self) -> SegmentSet;
 
     /// The manifest as published, head and body; `None` where the content came without one.
     fn manifest(&self) -> Option<Bytes>;
+
+    /// The length of a segment by the manifest, there or not; `None` past the end. Called on the
+    /// exchange's own thread: must not block.
+    fn length(&self, index: SegmentIndex) -> Option<u32>;
 
     /// Reads and verifies one segment; `None` when it is not, or no longer, there.
     fn read(&self, index: SegmentIndex) -> Option<VerifiedSegment>;

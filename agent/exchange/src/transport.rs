@@ -33,8 +33,9 @@ const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// and a LAN's round trips are short.
 const ACK_EVERY_PACKETS: u32 = 10;
 
-/// Streams one requester may have open on a connection.
-pub(crate) const MAX_STREAMS_PER_CONNECTION: u32 = 16;
+/// Streams one requester may have open on a connection. All its downloads from this agent share one,
+/// and each keeps four open: 32 downloads at a time.
+pub(crate) const MAX_STREAMS_PER_CONNECTION: u32 = 128;
 
 /// Room for a burst while the exchange's thread is not scheduled; the kernel doubles it and, without
 /// CAP_NET_ADMIN, caps it at `net.core.rmem_max`.

@@ -9,9 +9,10 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use branchline_core::planner::Source;
 use branchline_exchange::{
-    DialError, Exchange, ExchangeError, ExchangeOptions, JoinError, Listen, Misbehaviour,
-    PeerEventKind, PeerFailure, RequestRefused,
+    DialError, DownloadSpec, EventSink, Exchange, ExchangeError, ExchangeOptions, JoinError,
+    Listen, Misbehaviour, PeerEventKind, PeerFailure, RequestRefused, ServedContent,
 };
 use branchline_hashing::{ContentKey, SegmentIndex};
 use bytes::Bytes;
@@ -278,6 +279,88 @@ async fn beyond_the_upload_limit_requesters_are_told_to_come_again() {
     until(|| alice.exchange.upload_stats().active_uploads == 0).await;
     carols.request(range(1, 1)).expect("taken");
     assert_eq!(carols_events.segment().await.1, content.all[1]);
+}
+
+#[tokio::test]
+async fn one_peer_gets_only_half_of_all_uploads() {
+    let gated = Memory {
+        gate: Some(Gate::default()),
+        ..Memory::even(17, 8, 1 << 20)
+    };
+    let content = Arc::new(gated);
+    let options = ExchangeOptions {
+        max_uploads: 4,
+        // Two for each of three uploads wait at the gate; look-ups go on.
+        reader_threads: 7,
+        ..options()
+    };
+    let alice = Agent::with(options, &[&content]);
+    let (bob, carol) = (Agent::start(&[]), Agent::start(&[]));
+    let bobs = bob.join(&alice, &content).await;
+    let (bobs, mut bobs_events) = download(&bobs, &content, 16);
+    // Four streams with two requests each.
+    bobs.request(range(0, 8)).expect("taken");
+    bobs_events.have().await;
+    let refused = bobs_events.next().await;
+    assert!(matches!(refused, PeerEventKind::Busy { .. }), "{refused:?}");
+    assert_eq!(alice.exchange.upload_stats().active_uploads, 2);
+
+    let carols = carol.join(&alice, &content).await;
+    let (carols, mut carols_events) = download(&carols, &content, 16);
+    carols.request(range(7, 1)).expect("taken");
+    until(|| alice.exchange.upload_stats().active_uploads == 3).await;
+    content.gate.as_ref().expect("gated").open();
+    carols_events.have().await;
+    assert_eq!(carols_events.segment().await.0, SegmentIndex(7));
+}
+
+#[tokio::test]
+async fn many_downloads_from_one_peer_at_a_time_all_get_their_segments() {
+    let content = Arc::new(Memory::new(18, 3));
+    let (alice, bob) = (Agent::start(&[&content]), Agent::start(&[]));
+    let mut downloads = Vec::new();
+    for _ in 0..24 {
+        let session = bob.join(&alice, &content).await;
+        let (download, mut events) = download(&session, &content, 4);
+        events.have().await;
+        downloads.push((download, events));
+    }
+    for (download, events) in &mut downloads {
+        download.request(range(1, 1)).expect("taken");
+        assert_eq!(events.segment().await.0, SegmentIndex(1));
+    }
+}
+
+#[tokio::test]
+async fn segments_and_words_come_apart_when_asked_to() {
+    let content = Arc::new(Memory::new(19, 3).only(|index| index != 1));
+    let (alice, bob) = (Agent::start(&[&content]), Agent::start(&[]));
+    let session = bob.join(&alice, &content).await;
+    let (segments, mut arrivals) = tokio::sync::mpsc::channel(4);
+    let (rest, words) = tokio::sync::mpsc::channel(4);
+    let by_manifest = Arc::clone(&content);
+    let download = session.download(DownloadSpec {
+        segments: content.size(),
+        lengths: Arc::new(move |index| ServedContent::length(&*by_manifest, index)),
+        events: EventSink::Apart { segments, rest },
+        streams: None,
+    });
+    download.request(range(0, 3)).expect("taken");
+    let mut words = Events(words);
+    assert_eq!(words.have().await.len(), 2);
+    for index in [0, 2] {
+        let arrival = soon(arrivals.recv()).await.expect("the download lives");
+        assert_eq!(arrival.source, Source::Peer(alice.peer));
+        assert_eq!(arrival.index, SegmentIndex(index));
+        assert_eq!(arrival.bytes, content.all[index as usize]);
+    }
+    let absent = words.next().await;
+    assert!(
+        matches!(absent, PeerEventKind::Absent(SegmentIndex(1))),
+        "{absent:?}"
+    );
+    session.cut_off("enough");
+    assert!(matches!(words.failure().await, PeerFailure::Lost { .. }));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use branchline_core::wire::WireError;
@@ -14,7 +15,8 @@ use quinn::{Connection, RecvStream, SendStream};
 
 use common::*;
 
-/// `CloseCode::ProtocolViolation`, `Misbehaved` and `TooManyConnections`, as docs/exchange.md has them.
+/// `CloseCode::Done`, `ProtocolViolation`, `Misbehaved` and `TooManyConnections`, as docs/exchange.md has them.
+const DONE: u64 = 0;
 const PROTOCOL_VIOLATION: u64 = 2;
 const MISBEHAVED: u64 = 3;
 const TOO_MANY_CONNECTIONS: u64 = 4;
@@ -67,6 +69,8 @@ async fn a_wrong_proof_and_no_such_content_get_the_same_answer() {
     )
     .await;
     assert_eq!(answer, [0x82]);
+    let looked_up = alice.shelf.looked_up.load(Ordering::SeqCst);
+    assert_eq!(looked_up, 0, "nothing but keys before a right proof");
 
     let right = proof(&connection, &content.key, 0);
     assert_eq!(
@@ -518,6 +522,91 @@ async fn a_peer_gets_only_so_many_connections() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn streams_of_strangers_keep_nobody_out() {
+    let content = Arc::new(Memory::new(17, 3));
+    let (alice, bob) = (Agent::start(&[&content]), Agent::start(&[]));
+    let join = join_message(&content.key.swarm_id(), &[0; 32]);
+    let mut kept = Vec::new();
+    // More than may be joined at one time, each waiting for the rest of its join.
+    for _ in 0..3 {
+        let raw = RawPeer::start();
+        for _ in 0..3 {
+            let connection = raw.dial(&alice).await;
+            for _ in 0..127 {
+                kept.push(ask(&connection, &join[..1]).await);
+            }
+            // The last is answered: the others have been accepted.
+            assert_eq!(whole_answer(&connection, &join).await, [0x82]);
+        }
+    }
+    bob.join(&alice, &content).await;
+    assert_eq!(kept.len(), 1143);
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nobody_joins_is_closed_and_a_joined_one_is_not() {
+    let content = Arc::new(Memory::new(18, 3));
+    let options = ExchangeOptions {
+        unjoined_timeout: Duration::from_millis(300),
+        ..options()
+    };
+    let alice = Agent::with(options, &[&content]);
+    let raw = RawPeer::start();
+    let member = raw.dial(&alice).await;
+    let right = proof(&member, &content.key, 0);
+    let join = join_message(&content.key.swarm_id(), &right);
+    let (mut send, mut receive) = ask(&member, &join).await;
+    // A proof, and all three as one range.
+    let mut joined = [0; 50];
+    soon(receive.read_exact(&mut joined)).await.expect("Joined");
+
+    let stranger = raw.dial(&alice).await;
+    let join = join_message(&content.key.swarm_id(), &[0; 32]);
+    assert_eq!(whole_answer(&stranger, &join).await, [0x82]);
+    assert_eq!(close_code(&stranger).await, DONE);
+
+    send.write_all(&[0x04]).await.expect("HaveRequest");
+    let mut have = [0];
+    soon(receive.read_exact(&mut have)).await.expect("Have");
+    assert_eq!(have, [0x89]);
+    drop((send, receive));
+    assert_eq!(close_code(&member).await, DONE);
+}
+
+#[tokio::test]
+async fn waiting_for_a_stream_is_not_waiting_for_an_answer() {
+    let answer_timeout = Duration::from_millis(300);
+    let raw = RawPeer::with_streams(1);
+    let bob = Agent::with(
+        ExchangeOptions {
+            answer_timeout,
+            ..options()
+        },
+        &[],
+    );
+    let key = ContentKey::from_bytes([19; 32]);
+    let [first, second] =
+        [(); 2].map(|()| tokio::spawn(bob.exchange.join(raw.peer, vec![raw.address()], key)));
+    let connection = raw.accept().await;
+    let answer = async || {
+        let (mut send, mut receive) = soon(connection.accept_bi()).await.expect("a stream");
+        let mut join = [0; 65];
+        soon(receive.read_exact(&mut join)).await.expect("a join");
+        let joined = joined_message(&proof(&connection, &key, 1), 5);
+        send.write_all(&joined).await.expect("written");
+        (send, receive)
+    };
+    // The one stream is not ended before the other join has waited twice as long as for an answer.
+    let stream = answer().await;
+    tokio::time::sleep(2 * answer_timeout).await;
+    drop(stream);
+    let _second = answer().await;
+    for joining in [first, second] {
+        soon(joining).await.expect("no panic").expect("joined");
+    }
 }
 
 #[tokio::test]

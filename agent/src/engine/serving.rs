@@ -18,8 +18,8 @@ pub(crate) struct Shelf {
     /// Downloads that run, and those whose segments are on their way into the store. Held for
     /// moments only.
     local: RwLock<BTreeMap<SwarmId, Arc<LocalContent>>>,
-    /// Contents of the store that were asked for a moment ago. Held while one is looked up: whoever
-    /// else asks would only look up the same.
+    /// Contents of the store that were asked for a moment ago, the newest last. Held for moments
+    /// only, never while one is looked up.
     recent: Mutex<Vec<Arc<StoredContent>>>,
 }
 
@@ -27,7 +27,8 @@ pub(crate) struct Shelf {
 /// takes some 2 microseconds a segment.
 const LOOKUP_LASTS: Duration = Duration::from_secs(5);
 
-/// Remembered at a time: at 44 bytes a segment, 6 MiB. The segments of a file of 5 GiB.
+/// Remembered at a time, besides the newest: at 44 bytes a segment, 6 MiB. The segments of a file of
+/// 5 GiB.
 const LOOKUP_SEGMENTS_KEPT: u32 = 150_000;
 
 impl Shelf {
@@ -67,42 +68,67 @@ impl Shelf {
             .cloned()
     }
 
-    /// A content of the store, looked up once for the several streams of a download.
+    /// A download that others may have.
+    fn shared(&self, swarm: &SwarmId) -> Option<Arc<LocalContent>> {
+        self.local(swarm).filter(|local| local.is_shared())
+    }
+
+    /// A content of the store, looked up once for the several streams of a download: they join one
+    /// after the other.
     fn stored(&self, swarm: &SwarmId) -> Option<Arc<StoredContent>> {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.retain(|content| content.looked_up.elapsed() < LOOKUP_LASTS);
-        if let Some(known) = recent
-            .iter()
-            .find(|content| content.key.swarm_id() == *swarm)
-        {
-            return Some(Arc::clone(known));
+        if let Some(known) = self.recent(swarm) {
+            return Some(known);
         }
         let content = Arc::new(self.look_up(swarm)?);
-        let segments = |content: &Arc<StoredContent>| content.manifest.segment_count();
-        let kept: u32 = recent.iter().map(segments).sum();
-        if kept.saturating_add(segments(&content)) <= LOOKUP_SEGMENTS_KEPT {
-            recent.push(Arc::clone(&content));
-        }
+        self.remember(&content);
         Some(content)
     }
 
-    /// What only the origin vouches for is never given to others: nobody could check it.
+    fn recent(&self, swarm: &SwarmId) -> Option<Arc<StoredContent>> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|content| content.looked_up.elapsed() < LOOKUP_LASTS);
+        let known = recent.iter().find(|content| content.swarm == *swarm);
+        known.cloned()
+    }
+
+    /// In place of the oldest, as far as room is needed.
+    fn remember(&self, content: &Arc<StoredContent>) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|older| older.swarm != content.swarm);
+        let mut room = LOOKUP_SEGMENTS_KEPT;
+        let kept = recent.iter().rev().take_while(|older| {
+            let left = room.checked_sub(older.manifest.segment_count());
+            room = left.unwrap_or(0);
+            left.is_some()
+        });
+        let forgotten = recent.len() - kept.count();
+        recent.drain(..forgotten);
+        recent.push(Arc::clone(content));
+    }
+
     fn look_up(&self, swarm: &SwarmId) -> Option<StoredContent> {
         let record = self.store.content_by_swarm(swarm).ok()??;
-        match record.trust {
-            Trust::Manifest | Trust::Digest => {}
-            Trust::Branch | Trust::Origin => return None,
+        if !may_be_given(record.trust) {
+            return None;
         }
         let manifest = Manifest::decode(&record.manifest).ok()?;
         let store = self.store.clone();
         let have = present_in_store(&store, &manifest);
         Some(StoredContent {
-            key: record.key,
+            swarm: *swarm,
             manifest,
             have,
             store,
             looked_up: Instant::now(),
         })
+    }
+}
+
+/// What only the origin vouches for is never given to others: nobody could check it.
+fn may_be_given(trust: Trust) -> bool {
+    match trust {
+        Trust::Manifest | Trust::Digest => true,
+        Trust::Branch | Trust::Origin => false,
     }
 }
 
@@ -127,8 +153,16 @@ impl Drop for OnShelf {
 }
 
 impl ContentSource for Shelf {
+    fn key(&self, swarm: &SwarmId) -> Option<ContentKey> {
+        if let Some(local) = self.shared(swarm) {
+            return Some(local.key);
+        }
+        let (key, trust) = self.store.key_of_swarm(swarm).ok()??;
+        may_be_given(trust).then_some(key)
+    }
+
     fn content(&self, swarm: &SwarmId) -> Option<Arc<dyn ServedContent>> {
-        if let Some(local) = self.local(swarm).filter(|local| local.is_shared()) {
+        if let Some(local) = self.shared(swarm) {
             return Some(local);
         }
         let stored: Arc<dyn ServedContent> = self.stored(swarm)?;
@@ -137,16 +171,16 @@ impl ContentSource for Shelf {
 }
 
 impl ServedContent for LocalContent {
-    fn key(&self) -> ContentKey {
-        self.key
-    }
-
     fn have(&self) -> SegmentSet {
         self.done()
     }
 
     fn manifest(&self) -> Option<Bytes> {
         Some(self.encoded_manifest())
+    }
+
+    fn length(&self, index: SegmentIndex) -> Option<u32> {
+        Some(self.manifest.segment(index)?.length)
     }
 
     fn read(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
@@ -156,7 +190,7 @@ impl ServedContent for LocalContent {
 
 /// A content whose segments are in the store.
 struct StoredContent {
-    key: ContentKey,
+    swarm: SwarmId,
     manifest: Manifest,
     have: SegmentSet,
     store: Store,
@@ -164,16 +198,16 @@ struct StoredContent {
 }
 
 impl ServedContent for StoredContent {
-    fn key(&self) -> ContentKey {
-        self.key
-    }
-
     fn have(&self) -> SegmentSet {
         self.have.clone()
     }
 
     fn manifest(&self) -> Option<Bytes> {
         Some(self.manifest.encode().into())
+    }
+
+    fn length(&self, index: SegmentIndex) -> Option<u32> {
+        Some(self.manifest.segment(index)?.length)
     }
 
     fn read(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
@@ -206,4 +240,72 @@ pub(crate) fn present_in_store(store: &Store, manifest: &Manifest) -> SegmentSet
         }
     }
     present
+}
+
+#[cfg(test)]
+mod tests {
+    use branchline_hashing::{ManifestBuilder, SegmentHash, SegmentingParameters, Sha256Digest};
+    use branchline_store::{ContentRecord, StoreOptions};
+
+    use super::*;
+
+    /// A content of `segments` segments in the store, none of which is there.
+    fn put(store: &Store, segments: u32, trust: Trust) -> SwarmId {
+        let parameters = SegmentingParameters::FIXED;
+        let mut table = ManifestBuilder::new(parameters);
+        for _ in 0..segments {
+            let pushed = table.push(parameters.max(), SegmentHash::of(b"the same"));
+            pushed.expect("a valid length");
+        }
+        let sha256 = Sha256Digest::from_bytes([1; 32]);
+        let manifest = table.finish(sha256).expect("a manifest");
+        let key = manifest.content_key();
+        let record = ContentRecord {
+            key,
+            manifest: manifest.encode().into(),
+            url: String::new(),
+            file_name: String::new(),
+            trust,
+            length: manifest.file_length(),
+            stored_at: 1,
+            last_used: 1,
+        };
+        store.put_content(&record).expect("put");
+        key.swarm_id()
+    }
+
+    fn shelf() -> (tempfile::TempDir, Arc<Shelf>) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path(), StoreOptions::new(1 << 20)).expect("a store");
+        (folder, Shelf::new(store))
+    }
+
+    #[test]
+    fn what_others_cannot_check_has_neither_key_nor_content() {
+        let (_folder, shelf) = shelf();
+        let kinds = [Trust::Manifest, Trust::Digest, Trust::Branch, Trust::Origin];
+        for (trust, segments) in kinds.into_iter().zip(1..) {
+            let swarm = put(&shelf.store, segments, trust);
+            let given = matches!(trust, Trust::Manifest | Trust::Digest);
+            let key = shelf.key(&swarm);
+            assert_eq!(key.map(|key| key.swarm_id()), given.then_some(swarm));
+            assert_eq!(shelf.content(&swarm).is_some(), given, "{trust}");
+        }
+        let nobodys = ContentKey::from_bytes([9; 32]).swarm_id();
+        assert_eq!(shelf.key(&nobodys), None);
+    }
+
+    #[test]
+    fn the_newest_is_remembered_however_long_and_the_oldest_make_room() {
+        let (_folder, shelf) = shelf();
+        let long = put(&shelf.store, LOOKUP_SEGMENTS_KEPT + 1, Trust::Manifest);
+        let short = [1, 2].map(|segments| put(&shelf.store, segments, Trust::Manifest));
+        shelf.stored(&short[0]).expect("there");
+        shelf.stored(&long).expect("there");
+        assert!(shelf.recent(&long).is_some());
+        assert!(shelf.recent(&short[0]).is_some());
+        shelf.stored(&short[1]).expect("there");
+        assert!(shelf.recent(&long).is_none());
+        assert!(shelf.recent(&short[1]).is_some());
+    }
 }

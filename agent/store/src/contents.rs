@@ -178,6 +178,22 @@ impl Store {
         }
     }
 
+    /// The key of the content that is known to strangers by this name, and why it is believed: two
+    /// look-ups in the index, and no file.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index fails.
+    pub fn key_of_swarm(&self, swarm: &SwarmId) -> Result<Option<(ContentKey, Trust)>, StoreError> {
+        let inner = self.inner();
+        let key = inner.index.value(Table::Swarms, swarm.as_bytes())?;
+        let Some(key) = key.and_then(|key| key.try_into().ok()) else {
+            return Ok(None);
+        };
+        let key = ContentKey::from_bytes(key);
+        let entry = inner.entry(&key)?;
+        Ok(entry.map(|entry| (key, entry.summary.trust)))
+    }
+
     /// All contents, in the order of their keys. No manifest is read.
     ///
     /// # Errors

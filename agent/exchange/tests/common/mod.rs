@@ -158,16 +158,17 @@ fn segment(name: u8, index: u32, length: u32) -> Bytes {
 }
 
 impl ServedContent for Memory {
-    fn key(&self) -> ContentKey {
-        self.key
-    }
-
     fn have(&self) -> SegmentSet {
         self.have.lock().expect("no panic").clone()
     }
 
     fn manifest(&self) -> Option<Bytes> {
         self.manifest.clone()
+    }
+
+    fn length(&self, index: SegmentIndex) -> Option<u32> {
+        let segment = self.all.get(index.0 as usize)?;
+        u32::try_from(segment.len()).ok()
     }
 
     fn read(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
@@ -181,18 +182,30 @@ impl ServedContent for Memory {
 }
 
 /// What one exchange serves.
-pub struct Shelf(BTreeMap<SwarmId, Arc<Memory>>);
+pub struct Shelf {
+    contents: BTreeMap<SwarmId, Arc<Memory>>,
+    /// How often a content, not only its key, was asked for.
+    pub looked_up: AtomicUsize,
+}
 
 impl Shelf {
     pub fn of(contents: &[&Arc<Memory>]) -> Arc<Self> {
         let contents = contents.iter().map(|c| (c.key.swarm_id(), Arc::clone(c)));
-        Arc::new(Self(contents.collect()))
+        Arc::new(Self {
+            contents: contents.collect(),
+            looked_up: AtomicUsize::new(0),
+        })
     }
 }
 
 impl ContentSource for Shelf {
+    fn key(&self, swarm: &SwarmId) -> Option<ContentKey> {
+        self.contents.get(swarm).map(|content| content.key)
+    }
+
     fn content(&self, swarm: &SwarmId) -> Option<Arc<dyn ServedContent>> {
-        self.0
+        self.looked_up.fetch_add(1, Ordering::SeqCst);
+        self.contents
             .get(swarm)
             .map(|content| Arc::clone(content) as Arc<dyn ServedContent>)
     }
@@ -202,6 +215,7 @@ impl ContentSource for Shelf {
 pub struct Agent {
     pub peer: PeerId,
     pub exchange: Exchange,
+    pub shelf: Arc<Shelf>,
 }
 
 impl Agent {
@@ -212,9 +226,14 @@ impl Agent {
     pub fn with(options: ExchangeOptions, contents: &[&Arc<Memory>]) -> Self {
         let identity = identity();
         let peer = identity.peer_id();
-        let exchange =
-            Exchange::start(options, identity, Shelf::of(contents)).expect("it starts on loopback");
-        Self { peer, exchange }
+        let shelf = Shelf::of(contents);
+        let source = Arc::clone(&shelf) as Arc<dyn ContentSource>;
+        let exchange = Exchange::start(options, identity, source).expect("it starts on loopback");
+        Self {
+            peer,
+            exchange,
+            shelf,
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -292,10 +311,18 @@ pub struct RawPeer {
 
 impl RawPeer {
     pub fn start() -> Self {
+        Self::with_streams(100)
+    }
+
+    /// On each connection `streams` may be open at one time.
+    pub fn with_streams(streams: u8) -> Self {
         let identity = identity();
         let tls = identity.server_tls(ALPN).expect("TLS");
         let crypto = QuicServerConfig::try_from(tls).expect("AES-128-GCM");
-        let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let mut transport = quinn::TransportConfig::default();
+        transport.max_concurrent_bidi_streams(streams.into());
+        config.transport_config(Arc::new(transport));
         let endpoint = quinn::Endpoint::server(config, loopback(0)).expect("a socket");
         Self {
             peer: identity.peer_id(),

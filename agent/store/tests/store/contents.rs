@@ -39,6 +39,8 @@ fn contents_are_found_by_key_and_by_swarm_until_removed() {
         assert_eq!(store.content(&key).expect("read"), Some(record(number)));
         let by_swarm = store.content_by_swarm(&key.swarm_id()).expect("read");
         assert_eq!(by_swarm, Some(record(number)));
+        let found = store.key_of_swarm(&key.swarm_id()).expect("read");
+        assert_eq!(found, Some((key, record(number).trust)));
     }
     let urls: Vec<_> = store
         .contents()
@@ -53,6 +55,7 @@ fn contents_are_found_by_key_and_by_swarm_until_removed() {
     assert!(!store.remove_content(&key).expect("asked"));
     assert_eq!(store.content(&key).expect("read"), None);
     assert_eq!(store.content_by_swarm(&key.swarm_id()).expect("read"), None);
+    assert_eq!(store.key_of_swarm(&key.swarm_id()).expect("read"), None);
     assert_eq!(manifest_files(dir.path()).len(), 2);
 }
 

@@ -121,19 +121,19 @@ fn hang() -> ! {
 struct Source(Arc<Content>);
 
 impl ContentSource for Source {
-    fn content(&self, swarm: &SwarmId) -> Option<Arc<dyn ServedContent>> {
+    fn key(&self, swarm: &SwarmId) -> Option<ContentKey> {
         if matches!(self.0.misdeed, Misdeed::Mute) {
             hang();
         }
+        (self.0.key.swarm_id() == *swarm).then_some(self.0.key)
+    }
+
+    fn content(&self, swarm: &SwarmId) -> Option<Arc<dyn ServedContent>> {
         (self.0.key.swarm_id() == *swarm).then(|| Arc::clone(&self.0) as Arc<dyn ServedContent>)
     }
 }
 
 impl ServedContent for Content {
-    fn key(&self) -> ContentKey {
-        self.key
-    }
-
     fn have(&self) -> SegmentSet {
         SegmentSet::full(self.manifest.segment_count())
     }
@@ -150,6 +150,10 @@ impl ServedContent for Content {
             | Misdeed::Slow
             | Misdeed::Impostor => Some(self.manifest.encode().into()),
         }
+    }
+
+    fn length(&self, index: SegmentIndex) -> Option<u32> {
+        Some(self.manifest.segment(index)?.length)
     }
 
     fn read(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
@@ -204,6 +208,10 @@ fn join_branch(
 struct Nothing;
 
 impl ContentSource for Nothing {
+    fn key(&self, _: &SwarmId) -> Option<ContentKey> {
+        None
+    }
+
     fn content(&self, _: &SwarmId) -> Option<Arc<dyn ServedContent>> {
         None
     }
