@@ -15,7 +15,8 @@ pub enum Resume {
     /// Only if a strong validator shows that the rest is of the same version. For bytes that
     /// nobody verifies.
     WithStrongValidator,
-    /// Always. For bytes that the caller verifies segment by segment.
+    /// Always. For bytes that the caller verifies segment by segment, and can ask for otherwise: an
+    /// origin that answers a range with the whole file, or with another range, is not asked twice.
     Always,
 }
 
@@ -109,8 +110,13 @@ impl RangeReader {
     async fn advance(&mut self) -> Result<Option<Bytes>, OriginError> {
         let Some(body) = &mut self.body else {
             let range = self.rest();
-            self.body = Some(self.origin.body(&self.target, &self.remote, range).await?);
+            let body = self.origin.body(&self.target, &self.remote, range).await?;
             self.requests += 1;
+            if self.wants_ranges() && self.start > 0 && body.kind() == BodyKind::Whole {
+                let (at, what) = (self.target.place(), "the whole file came".to_owned());
+                return Err(OriginError::BadRange { at, what });
+            }
+            self.body = Some(body);
             return Ok(None);
         };
         if Some(self.position) == self.end {
@@ -125,6 +131,11 @@ impl RangeReader {
         };
         self.received += bytes.len() as u64;
         Ok(self.hand_out(from, bytes))
+    }
+
+    /// Whether the caller would rather hear that ranges do not work than get a whole file for each.
+    fn wants_ranges(&self) -> bool {
+        self.resume == Resume::Always
     }
 
     /// The rest of the range; `None` for a whole file, which is all that can be asked where the
@@ -178,6 +189,9 @@ impl RangeReader {
 
     fn fail(&mut self, error: OriginError) -> Result<(), OriginError> {
         self.body = None;
+        if self.wants_ranges() && matches!(error, OriginError::BadRange { .. }) {
+            return Err(error);
+        }
         self.retries.failed(error)?;
         let unsafe_to_mix =
             self.resume == Resume::WithStrongValidator && self.remote.validator.is_none();

@@ -72,8 +72,19 @@ struct Table {
     trust: Trust,
     /// Whether peers are asked.
     peers: bool,
-    /// Made by strangers: right only if the whole file has its digest.
-    provisional: bool,
+    made_by: TableMaker,
+}
+
+/// Who made a table, and so what it means if the file turns out to be another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TableMaker {
+    /// The publisher, beside the file.
+    Publisher,
+    /// This machine, when it had the file before: the origin may have other bytes now that it calls
+    /// by the same name.
+    ThisMachine,
+    /// Strangers: right only if the whole file has its digest.
+    Peers,
 }
 
 /// All segments are in the partial file.
@@ -131,12 +142,13 @@ impl Download<'_> {
         let Some(table) = self.table(&known).await else {
             return self.plain(known, meter).await;
         };
-        let provisional = table.provisional;
+        let (made_by, key) = (table.made_by, table.key);
+        let refutable = made_by != TableMaker::Publisher;
         let complete = match self.planned(&known, table, meter).await {
             Ok(complete) => complete,
             // Nobody lied but the table: with the origin's word it is a wrong one.
-            Err(PlannedError::OriginMismatch { .. }) if provisional => {
-                return self.plain(known, meter).await;
+            Err(PlannedError::OriginMismatch { .. }) if refutable => {
+                return self.without_table(key, known, meter).await;
             }
             Err(error) => return Err(self.explained(error, &known).await),
         };
@@ -145,11 +157,10 @@ impl Download<'_> {
                 complete.content.mark_proved();
                 Ok(complete)
             }
-            Some(expected) if provisional => {
-                tracing::warn!(%expected, "peers described another file than the digest's");
+            Some(expected) if refutable => {
+                tracing::warn!(%expected, ?made_by, "a table described another file");
                 drop(complete);
-                self.partial.discard().map_err(GetError::from)?;
-                self.plain(known, meter).await
+                self.without_table(key, known, meter).await
             }
             Some(expected) => Err(Attempt::Failed(GetError::Stale {
                 manifest: known.manifest_url.to_string(),
@@ -157,6 +168,24 @@ impl Download<'_> {
                 difference: Box::new(Difference::Digest { expected }),
             })),
         }
+    }
+
+    /// A table was wrong: what came by it is thrown away, and the origin asked for the file.
+    async fn without_table(
+        &self,
+        key: ContentKey,
+        known: Known,
+        meter: &mut Meter,
+    ) -> Result<Complete, Attempt> {
+        let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
+        let forgotten = blocking(move || {
+            if let Err(error) = store.remove_content(&key) {
+                tracing::warn!(%error, "a wrong table could not be removed from the store");
+            }
+            partial.discard()
+        });
+        forgotten.await.map_err(GetError::from)?;
+        self.plain(known, meter).await
     }
 
     /// What describes the file segment by segment, if anything does.
@@ -169,7 +198,7 @@ impl Download<'_> {
                 manifest,
                 trust,
                 peers: true,
-                provisional: false,
+                made_by: TableMaker::Publisher,
             });
         }
         let length = known.remote.as_ref().ok().and_then(Remote::length);
@@ -182,7 +211,7 @@ impl Download<'_> {
                     manifest,
                     trust,
                     peers: true,
-                    provisional: false,
+                    made_by: TableMaker::ThisMachine,
                 });
             }
             let manifest = lookup::table_of_peers(self.shared, digest, length).await?;
@@ -192,7 +221,7 @@ impl Download<'_> {
                 manifest,
                 trust,
                 peers: true,
-                provisional: true,
+                made_by: TableMaker::Peers,
             });
         }
         let remote = known
@@ -207,7 +236,7 @@ impl Download<'_> {
             manifest,
             trust: Trust::Origin,
             peers: false,
-            provisional: false,
+            made_by: TableMaker::ThisMachine,
         })
     }
 
@@ -238,12 +267,12 @@ impl Download<'_> {
             manifest,
             trust,
             peers,
-            provisional,
+            made_by,
         } = table;
-        let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
+        let partial = Arc::clone(&self.partial);
         let described = Arc::clone(&manifest);
         let present = blocking(move || {
-            plain::forget(&store, partial.target());
+            partial.forget_note()?;
             partial.reserve(described.file_length())?;
             partial.present(&described)
         });
@@ -259,9 +288,9 @@ impl Download<'_> {
             local: self.shared.shelf.find(key),
         };
         let present = self.copy(here, &manifest, present, meter).await?;
-        let file = self.partial.handle()?;
+        let file = self.partial.reader()?;
         let content = LocalContent::new(key, manifest, trust, present, file);
-        if !provisional {
+        if made_by != TableMaker::Peers {
             content.mark_proved();
         }
         let content = Arc::new(content);
@@ -340,7 +369,7 @@ impl Download<'_> {
             ),
         };
         let done = SegmentSet::full(manifest.segment_count());
-        let file = self.partial.handle().map_err(GetError::from)?;
+        let file = self.partial.reader().map_err(GetError::from)?;
         let content = Arc::new(LocalContent::new(
             key,
             Arc::new(manifest),
@@ -424,18 +453,21 @@ impl Download<'_> {
     /// Gives the file its name, and its segments to the store.
     async fn deliver(&self, complete: Complete) -> Result<Arc<LocalContent>, GetError> {
         let Complete { content, on_shelf } = complete;
-        let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
+        let job = Job::new(
+            Arc::clone(&content),
+            on_shelf,
+            &self.request.url,
+            &self.request.path,
+        );
+        let (partial, caching) = (Arc::clone(&self.partial), self.shared.ingest.queue());
         let length = content.manifest.file_length();
+        // Once begun it is done whole, even if nobody waits for it any more.
         blocking(move || {
             partial.finish(length)?;
-            plain::forget(&store, partial.target());
+            caching.add(job);
             Ok::<_, PartialError>(())
         })
         .await?;
-        let (url, path) = (&self.request.url, &self.request.path);
-        self.shared
-            .ingest
-            .add(Job::new(Arc::clone(&content), on_shelf, url, path));
         Ok(content)
     }
 }

@@ -82,11 +82,9 @@ impl Ingest {
         Ok(Self { jobs, stop, ended })
     }
 
-    /// Hands over a finished download.
-    pub(crate) fn add(&self, job: Job) {
-        if let Err(error) = self.jobs.try_send(job) {
-            tracing::warn!(%error, "too many downloads wait for the store; this one is not cached");
-        }
+    /// Where finished downloads are handed over.
+    pub(crate) fn queue(&self) -> IngestQueue {
+        IngestQueue(self.jobs.clone())
     }
 
     /// Ends the thread: after all that was handed over, or after the batch it is at.
@@ -95,6 +93,18 @@ impl Ingest {
         drop(self.jobs);
         // An error means that the thread panicked; it has said so.
         let _ = self.ended.await;
+    }
+}
+
+/// The thread's queue.
+pub(crate) struct IngestQueue(mpsc::Sender<Job>);
+
+impl IngestQueue {
+    /// Hands over a finished download.
+    pub(crate) fn add(&self, job: Job) {
+        if let Err(error) = self.0.try_send(job) {
+            tracing::warn!(%error, "too many downloads wait for the store; this one is not cached");
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! nothing about segments; it only keeps asking members whether they hold the content by now.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ enum Link {
         session: PeerSession,
         download: Download,
         holds_all: bool,
+        /// What it has is being asked.
+        asked: bool,
     },
     /// Cut off: not to be asked again.
     Dropped,
@@ -218,21 +221,30 @@ impl<'a> Links<'a> {
     }
 
     fn holds(&mut self, peer: PeerId, have: SegmentSet) -> Option<LinkEvent> {
-        let Some(Link::Joined {
-            holds_all, session, ..
-        }) = self.peers.get_mut(&peer)
-        else {
+        let Some(Link::Joined { holds_all, .. }) = self.peers.get_mut(&peer) else {
             return None;
         };
         if *holds_all {
             return None;
         }
         *holds_all = have.is_full();
-        if !*holds_all {
+        self.refresh(peer);
+        Some(LinkEvent::Have { peer, have })
+    }
+
+    /// Asks a peer that holds only a part what it has, a little later; one question at a time.
+    fn refresh(&mut self, peer: PeerId) {
+        if let Some(Link::Joined {
+            session,
+            holds_all: false,
+            asked,
+            ..
+        }) = self.peers.get_mut(&peer)
+            && !std::mem::replace(asked, true)
+        {
             self.tasks
                 .spawn(refresh(session.clone(), self.spec.segments));
         }
-        Some(LinkEvent::Have { peer, have })
     }
 
     fn failed(&mut self, peer: PeerId, failure: &PeerFailure) -> Option<LinkEvent> {
@@ -256,12 +268,19 @@ impl<'a> Links<'a> {
     fn task_ended(&mut self, end: TaskEnd) -> Option<LinkEvent> {
         match end {
             TaskEnd::Join { peer, result } => self.join_ended(peer, result),
-            TaskEnd::Have {
-                peer,
-                result: Ok(have),
-            } => self.holds(peer, have),
-            // The download on the same connection tells the same.
-            TaskEnd::Have { result: Err(_), .. } => None,
+            TaskEnd::Have { peer, result } => {
+                if let Some(Link::Joined { asked, .. }) = self.peers.get_mut(&peer) {
+                    *asked = false;
+                }
+                match result {
+                    Ok(have) => self.holds(peer, have),
+                    Err(error) => {
+                        tracing::debug!(%peer, %error, "a peer did not say what it has");
+                        self.refresh(peer);
+                        None
+                    }
+                }
+            }
         }
     }
 
@@ -285,6 +304,7 @@ impl<'a> Links<'a> {
                     session,
                     download,
                     holds_all: have.is_full(),
+                    asked: false,
                 };
                 self.peers.insert(peer, link);
                 Some(LinkEvent::Joined { peer, have })
@@ -306,7 +326,23 @@ impl<'a> Links<'a> {
             }
             JoinError::Peer(_) | JoinError::Dial(_) => ASK_AGAIN,
         };
-        self.ask_after(peer, wait);
+        match self.next_unasked(peer) {
+            // In a branch with more members than are asked at a time, another has its turn.
+            Some(next) => {
+                self.peers.remove(&peer);
+                self.ask_after(next, REFRESH);
+            }
+            None => self.ask_after(peer, wait),
+        }
+    }
+
+    /// The member after `peer`, in a circle, that is not asked now.
+    fn next_unasked(&self, peer: PeerId) -> Option<PeerId> {
+        let after = self
+            .members
+            .range((Bound::Excluded(peer), Bound::Unbounded));
+        let mut circle = after.chain(self.members.range(..peer)).map(|(id, _)| *id);
+        circle.find(|id| !self.peers.contains_key(id))
     }
 
     /// A member that went away meanwhile is not asked; when it comes back it is new.

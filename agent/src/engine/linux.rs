@@ -63,3 +63,42 @@ pub(crate) fn file_system_bytes(path: &std::path::Path) -> io::Result<u64> {
     let figures = rustix::fs::statvfs(path)?;
     Ok(figures.f_blocks.saturating_mul(figures.f_frsize))
 }
+
+/// The extended attribute that a partial file carries its note in: it belongs to the bytes, and goes
+/// where they go.
+const NOTE: &str = "user.branchline.partial";
+
+/// Longer notes are nobody's.
+const NOTE_LIMIT_BYTES: usize = 8 << 10;
+
+/// The note on a file; `None` when there is none, or the file system has no room for notes.
+pub(crate) fn note(file: &File) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; NOTE_LIMIT_BYTES];
+    let length = rustix::fs::fgetxattr(file, NOTE, &mut bytes[..]).ok()?;
+    bytes.truncate(length);
+    Some(bytes)
+}
+
+/// Puts a note on a file, in place of another.
+pub(crate) fn put_note(file: &File, note: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::fsetxattr(
+        file,
+        NOTE,
+        note,
+        rustix::fs::XattrFlags::empty(),
+    )?)
+}
+
+/// Takes a file's note off.
+pub(crate) fn remove_note(file: &File) -> io::Result<()> {
+    match rustix::fs::fremovexattr(file, NOTE) {
+        Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Another way into an open file, for reading: with a position and locks of its own.
+pub(crate) fn reopen(file: &File) -> io::Result<File> {
+    use std::os::fd::AsRawFd;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}

@@ -17,6 +17,7 @@ use branchline_origin::{
     ByteRange, Document, Origin, OriginError, Remote, Retries, RetryPolicy, Target, manifest_url,
 };
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use url::Url;
 
@@ -32,6 +33,17 @@ const PEER_MANIFEST_TIME: Duration = Duration::from_millis(500);
 /// How long the origin may take to say anything where peers can deliver without it: several times
 /// what a working line needs.
 const ORIGIN_TIME_WITH_PEERS: Duration = Duration::from_secs(2);
+
+/// Peers that send a manifest at the same time: the second is for when the first is slow. A 10 GiB
+/// file has 12 MB of it.
+const MANIFESTS_AT_A_TIME: usize = 2;
+
+/// Peers that are asked whether they have one.
+const PEERS_ASKED: usize = 64;
+
+/// The longest table that is taken from strangers when nobody says how long the file is: that of
+/// 460 GB in fixed segments.
+const UNKNOWN_LENGTH_LIMIT_BYTES: u64 = 64 << 20;
 
 /// The longest manifest there can be: head, table, SHA-256.
 const MANIFEST_LIMIT_BYTES: u64 =
@@ -340,10 +352,13 @@ fn manifests_of_peers(
     limit_bytes: usize,
 ) -> PeerManifests {
     let mut asked = JoinSet::new();
-    for member in members.members().values() {
+    let at_a_time = Arc::new(Semaphore::new(MANIFESTS_AT_A_TIME));
+    for member in members.members().values().take(PEERS_ASKED) {
         let join = exchange.join(member.peer_id, member.exchange_addresses.clone(), key);
+        let at_a_time = Arc::clone(&at_a_time);
         asked.spawn(async move {
             let session = join.await.ok()?;
+            let _turn = at_a_time.acquire().await.ok()?;
             session.manifest(limit_bytes).await.ok()?
         });
     }
@@ -403,7 +418,7 @@ pub(crate) async fn table_of_peers(
     let exchange = shared.exchange.as_ref()?;
     let key = ContentKey::of_digest(digest);
     let fixed = SegmentingParameters::FIXED;
-    let limit = length.map_or(MANIFEST_LIMIT_BYTES, |length| {
+    let limit = length.map_or(UNKNOWN_LENGTH_LIMIT_BYTES, |length| {
         let segments = length.div_ceil(u64::from(fixed.max()));
         ManifestHead::LENGTH as u64 + segments * 36 + 32
     });

@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use branchline_core::PeerId;
 use branchline_discovery::Membership;
@@ -42,6 +43,9 @@ use crate::engine::serving::Shelf;
 
 /// Events of one download that wait for its listener.
 const EVENT_QUEUE: usize = 64;
+
+/// How long a listener may take to take the last event.
+const LAST_WORD_TIME: Duration = Duration::from_secs(5);
 
 /// What every download shares.
 pub(crate) struct Shared {
@@ -141,8 +145,9 @@ impl Engine {
                 Ok(report) => GetEvent::Done(report),
                 Err(error) => GetEvent::Failed(error.into()),
             };
-            // Nobody listening is what cancels downloads; then nobody needs the last word.
-            let _ = events.send(last).await;
+            // Nobody listening is what cancels downloads; then nobody needs the last word. Whoever
+            // listens and takes nothing must not keep the agent from ending.
+            let _ = tokio::time::timeout(LAST_WORD_TIME, events.send(last)).await;
         });
         receiver
     }

@@ -124,6 +124,31 @@ impl Partial {
         })
     }
 
+    /// The note on the file, if there is one.
+    pub(crate) fn note(&self) -> Option<Vec<u8>> {
+        linux::note(&self.file)
+    }
+
+    /// Takes the note off: what is written from now on is not what it speaks of. Where that does not
+    /// work the file is emptied, and the note speaks of nothing.
+    ///
+    /// # Errors
+    /// When neither works.
+    pub(crate) fn forget_note(&self) -> Result<(), PartialError> {
+        match linux::remove_note(&self.file) {
+            Ok(()) => Ok(()),
+            Err(_) => self.discard(),
+        }
+    }
+
+    /// A handle to read it by, which does not keep the file locked.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub(crate) fn reader(&self) -> Result<File, PartialError> {
+        linux::reopen(&self.file).map_err(|e| self.fail("open", e))
+    }
+
     /// Gives the file its full length and reserves the room for it.
     ///
     /// # Errors
@@ -221,17 +246,12 @@ impl Partial {
             .map(|(digest, _)| *digest))
     }
 
-    /// A second handle on the file, for the writer and for those who serve from it.
+    /// A second handle on the file, for the writer; the file stays locked as long as it lives.
     ///
     /// # Errors
     /// When there are no descriptors left.
     pub(crate) fn handle(&self) -> Result<File, PartialError> {
         self.file.try_clone().map_err(|e| self.fail("open", e))
-    }
-
-    /// The file it becomes.
-    pub(crate) fn target(&self) -> &Path {
-        &self.target
     }
 
     /// Makes the complete file durable and gives it its name.
@@ -242,6 +262,8 @@ impl Partial {
         self.file
             .set_len(length)
             .map_err(|e| self.fail("resize", e))?;
+        // Best effort: a note on a finished file speaks of nothing and harms nobody.
+        let _ = linux::remove_note(&self.file);
         if let Ok(old) = std::fs::metadata(&self.target) {
             // Best effort: on some file systems modes cannot be changed at all.
             let _ = self.file.set_permissions(old.permissions());
@@ -249,9 +271,11 @@ impl Partial {
         self.file.sync_all().map_err(|e| self.fail("write", e))?;
         std::fs::rename(&self.path, &self.target).map_err(|e| self.fail("rename", e))?;
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        File::open(folder)
-            .and_then(|f| f.sync_all())
-            .map_err(|e| self.fail("record", e))
+        // The file is in place. A folder that may be written to but not read cannot be synced.
+        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+            tracing::warn!(folder = %folder.display(), %error, "a new name may be lost with the power");
+        }
+        Ok(())
     }
 
     /// Keeps at most the first `limit` bytes, cuts off the rest, and says how many there are.

@@ -4,14 +4,14 @@
 //! finds the bytes in the store, and so that peers can be served once a digest has vouched for the
 //! whole.
 //!
-//! To go on after an interruption a note in the store says which version the partial file belongs
-//! to and how much of it has been made durable. Within one boot everything written counts (the
-//! page cache outlives processes); after a reboot only what was synced does.
+//! To go on after an interruption a note on the partial file itself (an extended attribute) says
+//! which version it belongs to and how much of it has been made durable. Within one boot everything
+//! written counts (the page cache outlives processes); after a reboot, or once the disk has failed,
+//! only what was synced does. File systems without such attributes begin anew.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use branchline_core::planner::Source;
 use branchline_hashing::{
@@ -19,7 +19,6 @@ use branchline_hashing::{
     Sha256Digest,
 };
 use branchline_origin::{ByteRange, OriginError, Remote, Resume, Target};
-use branchline_store::Store;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -30,8 +29,8 @@ use crate::engine::origin_run::retries;
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::progress::Meter;
 
-/// Chunks between the network and the disk; the origin's are 16 KiB on average, so 4 MiB.
-const QUEUE_CHUNKS: usize = 256;
+/// Chunks between the network and the disk: at most 400 KiB each, so 12 MiB.
+const QUEUE_CHUNKS: usize = 32;
 
 /// What may be lost to a power failure: a second or more of any WAN.
 const SYNC_EVERY_BYTES: u64 = 64 << 20;
@@ -47,7 +46,7 @@ pub(crate) enum PlainError {
     WrongDigest { expected: Digest },
 }
 
-/// What the partial file belongs to. Kept in the store under the target's path.
+/// What the partial file belongs to.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
     url: String,
@@ -71,7 +70,7 @@ impl Plain<'_> {
     /// Fetches the whole file into the partial file, and gives the table made on the way.
     pub(crate) async fn run(self, meter: &mut Meter) -> Result<Manifest, PlainError> {
         let note = self.note();
-        let start = self.resumable(note.as_ref());
+        let start = self.resumable(note.as_ref())?;
         let recorder = Recorder::new(&self, note);
         let (chunks, queue) = mpsc::channel(QUEUE_CHUNKS);
         let (end, ended) = oneshot::channel();
@@ -113,25 +112,30 @@ impl Plain<'_> {
             .read(self.target, self.remote, rest, resume, retries());
         let mut progress = tokio::time::interval(super::planned::PROGRESS_EVERY);
         loop {
-            tokio::select! {
-                chunk = reader.chunk() => {
-                    let Some(chunk) = chunk? else { return Ok(()) };
-                    let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-                    if chunks.send(chunk).await.is_err() {
-                        return Ok(());
-                    }
-                    meter.count(Source::Origin, bytes);
+            // One wait for the bytes across all ticks: dropped, it would send its request again.
+            let mut next = std::pin::pin!(reader.chunk());
+            let chunk = loop {
+                tokio::select! {
+                    chunk = &mut next => break chunk?,
+                    _ = progress.tick() => meter.report(0, "the origin to send the file"),
                 }
-                _ = progress.tick() => meter.report(0, "the origin to send the file"),
+            };
+            let Some(chunk) = chunk else {
+                return Ok(());
+            };
+            let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+            if chunks.send(chunk).await.is_err() {
+                return Ok(());
             }
+            meter.count(Source::Origin, bytes);
         }
     }
 
     fn check(&self, recorded: Recorded) -> Result<Manifest, PlainError> {
         for (digester, expected) in recorded.digesters.into_iter().zip(self.digests) {
             if !digester.matches() {
+                self.partial.forget_note()?;
                 self.partial.discard()?;
-                forget(&self.shared.store, self.partial.target());
                 return Err(PlainError::WrongDigest {
                     expected: *expected,
                 });
@@ -161,12 +165,18 @@ impl Plain<'_> {
     }
 
     /// How much of the partial file is of this version; the rest is cut off.
-    fn resumable(&self, now: Option<&Note>) -> u64 {
-        let before = read_note(&self.shared.store, self.partial.target());
+    fn resumable(&self, now: Option<&Note>) -> Result<u64, PartialError> {
+        let before: Option<Note> = self
+            .partial
+            .note()
+            .and_then(|text| serde_json::from_slice(&text).ok());
         let usable = before
             .zip(now)
             .map_or(0, |(before, now)| before.usable(now).min(now.length));
-        self.partial.keep_first(usable)
+        if usable == 0 {
+            self.partial.forget_note()?;
+        }
+        Ok(self.partial.keep_first(usable))
     }
 }
 
@@ -182,27 +192,6 @@ impl Note {
     }
 }
 
-fn note_key(target: &Path) -> String {
-    format!(
-        "partial {}",
-        SegmentHash::of(target.as_os_str().as_encoded_bytes())
-    )
-}
-
-fn read_note(store: &Store, target: &Path) -> Option<Note> {
-    serde_json::from_slice(&store.note(&note_key(target)).ok()??).ok()
-}
-
-/// The partial file of `target` belongs to no noted version any more. Blocks when there was one.
-pub(crate) fn forget(store: &Store, target: &Path) {
-    let key = note_key(target);
-    if let Ok(Some(_)) = store.note(&key)
-        && let Err(error) = store.remove_note(&key)
-    {
-        tracing::warn!(%error, "a note on a partial file could not be removed");
-    }
-}
-
 /// The key of content that only the origin vouches for.
 pub(crate) fn key_of_version(remote: &Remote, length: u64) -> ContentKey {
     let validator = remote
@@ -215,8 +204,6 @@ pub(crate) fn key_of_version(remote: &Remote, length: u64) -> ContentKey {
 /// The thread's side: writes, hashes, syncs.
 struct Recorder {
     file: io::Result<File>,
-    store: Store,
-    key: String,
     note: Option<Note>,
     digesters: Vec<Digester>,
     table: ManifestBuilder,
@@ -238,8 +225,6 @@ impl Recorder {
     fn new(plain: &Plain<'_>, note: Option<Note>) -> Self {
         Self {
             file: plain.partial.handle().map_err(io::Error::other),
-            store: plain.shared.store.clone(),
-            key: note_key(plain.partial.target()),
             note,
             digesters: plain.digests.iter().map(Digester::for_digest).collect(),
             table: ManifestBuilder::new(SegmentingParameters::FIXED),
@@ -249,24 +234,40 @@ impl Recorder {
         }
     }
 
-    fn run(mut self, start: u64, mut queue: mpsc::Receiver<Bytes>) -> io::Result<Recorded> {
+    fn run(mut self, start: u64, queue: mpsc::Receiver<Bytes>) -> io::Result<Recorded> {
         let file = std::mem::replace(&mut self.file, Err(io::ErrorKind::Other.into()))?;
         self.read_back(&file, start)?;
-        self.write_note();
+        self.synced = self.noted(&file).min(start);
+        self.write_note(&file);
+        if let Err(error) = self.record(&file, queue) {
+            // What the kernel still held may be gone: only what was synced before counts.
+            self.note.iter_mut().for_each(|note| note.boot_id.clear());
+            self.write_note(&file);
+            return Err(error);
+        }
+        Ok(Recorded {
+            table: self.table,
+            digesters: self.digesters,
+        })
+    }
+
+    fn record(&mut self, file: &File, mut queue: mpsc::Receiver<Bytes>) -> io::Result<()> {
         while let Some(chunk) = queue.blocking_recv() {
             file.write_all_at(&chunk, self.written)?;
             self.account(&chunk)?;
             if self.written - self.synced >= SYNC_EVERY_BYTES {
                 file.sync_data()?;
                 self.synced = self.written;
-                self.write_note();
+                self.write_note(file);
             }
         }
-        self.end_segment()?;
-        Ok(Recorded {
-            table: self.table,
-            digesters: self.digesters,
-        })
+        self.end_segment()
+    }
+
+    /// What was synced before the interruption still is.
+    fn noted(&self, file: &File) -> u64 {
+        let note = linux::note(file).and_then(|text| serde_json::from_slice::<Note>(&text).ok());
+        note.map_or(0, |note| note.synced_bytes)
     }
 
     /// What an interrupted download left is part of the digests and of the table.
@@ -308,12 +309,15 @@ impl Recorder {
     }
 
     /// A note that cannot be written costs a resumption, not the download.
-    fn write_note(&mut self) {
-        let Some(note) = &mut self.note else { return };
+    fn write_note(&mut self, file: &File) {
+        let Some(note) = &mut self.note else {
+            return;
+        };
         note.synced_bytes = self.synced;
         let text = serde_json::to_vec(note).unwrap_or_default();
-        if let Err(error) = self.store.put_note(&self.key, &text) {
-            tracing::warn!(%error, "the progress of a download could not be noted");
+        if let Err(error) = linux::put_note(file, &text) {
+            tracing::info!(%error, "a download cannot note how far it is, and would begin anew");
+            self.note = None;
         }
     }
 }

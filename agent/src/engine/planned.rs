@@ -4,11 +4,12 @@
 //! event, and after each event it drains the planner's actions.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use branchline_core::SegmentRange;
-use branchline_core::planner::{Action, OriginAccess, Planner, Source};
+use branchline_core::planner::{Action, OriginAccess, Planner, RunFailure, Source};
+use branchline_core::{PeerId, SegmentRange};
 use branchline_hashing::{HashMismatch, Manifest, SegmentIndex};
 use branchline_origin::{OriginError, Ranges, Remote, Target};
 use tokio::sync::mpsc;
@@ -70,6 +71,8 @@ struct Running<'a> {
     ended: Vec<RunEnd>,
     arrivals: Arrivals,
     origin_error: Option<OriginError>,
+    /// Peers that went away; what they sent before may still wait for the writer.
+    leaving: Vec<PeerId>,
 }
 
 impl Planned<'_> {
@@ -99,8 +102,13 @@ impl Planned<'_> {
             ended: Vec::new(),
             arrivals,
             origin_error: None,
+            leaving: Vec::new(),
         };
-        running.go(&mut outcomes, meter).await
+        let result = running.go(&mut outcomes, meter).await;
+        // Whoever opens the partial file next must find no writer at work in it.
+        drop(running);
+        while outcomes.recv().await.is_some() {}
+        result
     }
 }
 
@@ -133,7 +141,7 @@ impl Running<'_> {
             if self.planner.is_finished() {
                 return Ok(());
             }
-            if self.planner.is_stuck(now()) {
+            if self.leaving.is_empty() && self.writer_is_idle() && self.planner.is_stuck(now()) {
                 return Err(self
                     .origin_error
                     .take()
@@ -142,21 +150,32 @@ impl Running<'_> {
             let deadline = self.planner.next_deadline();
             let until = deadline.map_or_else(far_future, |deadline| Instant::from_std(deadline.at));
             tokio::select! {
-                Some(batch) = outcomes.recv() => {
-                    for outcome in batch {
+                batch = outcomes.recv() => {
+                    let stopped = || self.plan.partial.fail("write", io::Error::other("writer ended"));
+                    for outcome in batch.ok_or_else(stopped)? {
                         self.settle(outcome, meter)?;
                     }
                     self.settled_runs_end()?;
                 }
                 event = self.links.next() => self.hear(event),
                 Some(end) = self.runs.join_next() => {
-                    // Aborted on the planner's word, which has forgotten the run already.
-                    self.ended.extend(end.ok());
+                    match end {
+                        Ok(end) => self.ended.push(end),
+                        // Aborted on the planner's word, which has forgotten the run already.
+                        Err(error) if error.is_cancelled() => {}
+                        Err(error) => std::panic::resume_unwind(error.into_panic()),
+                    }
                     self.settled_runs_end()?;
                 }
                 Some(members) = changed(&mut members) => self.greet(&members),
-                () = sleep_until(until) => self.planner.handle_timeout(now()),
+                () = sleep_until(until) => {
+                    if self.writer_is_behind() {
+                        self.planner.handle_local_delay(now());
+                    }
+                    self.planner.handle_timeout(now());
+                }
                 _ = progress.tick() => {
+                    self.let_go();
                     let waiting_for = deadline.map_or("the origin", |deadline| deadline.waiting_for);
                     meter.report(self.links.joined(), waiting_for);
                 }
@@ -233,7 +252,13 @@ impl Running<'_> {
 
     fn hear(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Joined { peer, have } => self.planner.handle_joined(now(), peer, have),
+            LinkEvent::Joined { peer, have } => {
+                if self.leaving.contains(&peer) {
+                    self.leaving.retain(|leaving| *leaving != peer);
+                    self.planner.handle_left(now(), peer);
+                }
+                self.planner.handle_joined(now(), peer, have);
+            }
             LinkEvent::NotJoined => self.planner.handle_not_joined(now()),
             LinkEvent::Have { peer, have } => self.planner.handle_have(now(), peer, have),
             LinkEvent::Absent { peer, index } => self.planner.handle_absent(now(), peer, index),
@@ -245,12 +270,27 @@ impl Running<'_> {
                 self.planner.handle_busy(now(), peer, range, retry_after);
             }
             LinkEvent::Lied { peer } => self.planner.handle_bad_segment(now(), peer),
-            LinkEvent::Left { peer } => self.planner.handle_left(now(), peer),
+            LinkEvent::Left { peer } => self.leaving.push(peer),
         }
     }
 
-    fn ranges_may_be_given_up(&self) -> bool {
-        self.planner.origin_access() == OriginAccess::Ranges
+    /// More than half of the writer's queue is full: what it holds up is not the peers' fault.
+    fn writer_is_behind(&self) -> bool {
+        self.arrivals.capacity() < self.arrivals.max_capacity() / 2
+    }
+
+    fn writer_is_idle(&self) -> bool {
+        self.arrivals.capacity() == self.arrivals.max_capacity()
+    }
+
+    /// Peers that went away are gone for the planner once what they had sent is settled: it would
+    /// ask others for it.
+    fn let_go(&mut self) {
+        if self.writer_is_idle() {
+            for peer in std::mem::take(&mut self.leaving) {
+                self.planner.handle_left(now(), peer);
+            }
+        }
     }
 
     fn greet(&mut self, members: &branchline_discovery::Membership) {
@@ -270,25 +310,26 @@ impl Running<'_> {
         ended.into_iter().try_for_each(|end| self.run_ended(end))
     }
 
-    /// A run that failed closes the origin: its own retries are used up. Peers may still deliver.
     fn run_ended(&mut self, RunEnd { run, result, .. }: RunEnd) -> Result<(), PlannedError> {
         self.run_handles.remove(&run);
-        match result {
-            Ok(()) => {}
+        let failure = match result {
+            Ok(()) => {
+                self.planner.handle_origin_run_ended(now(), run);
+                return Ok(());
+            }
             Err(error @ OriginError::Changed { .. }) => return Err(error.into()),
-            Err(error @ OriginError::BadRange { .. }) if self.ranges_may_be_given_up() => {
-                tracing::info!(%error, "fetching the whole file instead of ranges");
-                self.planner
-                    .handle_origin_access(now(), OriginAccess::WholeFileOnly);
-            }
             Err(error) => {
-                tracing::warn!(%run, %error, "the origin failed");
+                tracing::warn!(%run, %error, "the origin did not give a run");
+                let no_ranges = matches!(error, OriginError::BadRange { .. });
                 self.origin_error = Some(error);
-                self.planner
-                    .handle_origin_access(now(), OriginAccess::Closed);
+                if no_ranges {
+                    RunFailure::NoRanges
+                } else {
+                    RunFailure::GaveUp
+                }
             }
-        }
-        self.planner.handle_origin_run_ended(now(), run);
+        };
+        self.planner.handle_origin_run_failed(now(), run, failure);
         Ok(())
     }
 }

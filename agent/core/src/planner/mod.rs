@@ -128,6 +128,15 @@ pub enum OriginAccess {
     Closed,
 }
 
+/// Why the origin did not give a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunFailure {
+    /// It answers ranges with something else.
+    NoRanges,
+    /// All retries are used up.
+    GaveUp,
+}
+
 /// Plans one transfer. See the module's text.
 #[derive(Debug)]
 pub struct Planner {
@@ -140,7 +149,7 @@ pub struct Planner {
     origin: OriginPlan,
     /// Peers that were asked to join and have not answered, and until when the origin waits.
     joining: u32,
-    grace_until: Instant,
+    grace_until: Option<Instant>,
     actions: VecDeque<Action>,
 }
 
@@ -162,7 +171,7 @@ impl Planner {
             peers: Peers::default(),
             origin: OriginPlan::new(origin),
             joining,
-            grace_until: now + JOIN_GRACE,
+            grace_until: Some(now + JOIN_GRACE),
             actions: VecDeque::new(),
         };
         planner.plan(now);
@@ -204,10 +213,9 @@ impl Planner {
         if self.is_finished() {
             return None;
         }
-        let grace = (self.joining > 0).then_some(Deadline {
-            at: self.grace_until,
-            waiting_for: "peers to answer",
-        });
+        let waiting_for = "peers to answer";
+        let grace = self.grace_until.filter(|_| self.joining > 0);
+        let grace = grace.map(|at| Deadline { at, waiting_for });
         grace.into_iter().chain(self.peers.next_deadline()).min()
     }
 
@@ -293,15 +301,46 @@ impl Planner {
         self.plan(now);
     }
 
-    /// What the origin can do has turned out otherwise.
-    pub fn handle_origin_access(&mut self, now: Instant, access: OriginAccess) {
-        let freed = self.origin.set_access(access);
+    /// The origin would not give `run`, after all retries or for want of ranges.
+    pub fn handle_origin_run_failed(
+        &mut self,
+        now: Instant,
+        run: SegmentRange,
+        failure: RunFailure,
+    ) {
+        let freed = self.origin.end(run);
         self.reopen(freed);
+        match (failure, self.origin.access()) {
+            (RunFailure::NoRanges, OriginAccess::Ranges) => {
+                self.change_origin(OriginAccess::WholeFileOnly);
+            }
+            // One of several that failed for the same reason, which has been dealt with.
+            (RunFailure::NoRanges, OriginAccess::WholeFileOnly | OriginAccess::Closed) => {}
+            (RunFailure::GaveUp, _) => {
+                if !self.origin.give_up() {
+                    self.change_origin(OriginAccess::Closed);
+                }
+            }
+        }
         self.plan(now);
+    }
+
+    fn change_origin(&mut self, access: OriginAccess) {
+        for run in self.origin.set_access(access) {
+            self.actions.push_back(Action::CancelOrigin { run });
+            let freed = self.origin.end(run);
+            self.reopen(freed);
+        }
+    }
+
+    /// This machine's disk is behind with what has come: no peer is to blame for silence.
+    pub fn handle_local_delay(&mut self, now: Instant) {
+        self.peers.excuse(now);
     }
 
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.grace_until = self.grace_until.filter(|until| now < *until);
         for peer in self.peers.stalled(now) {
             match self.peers.stall(now, peer) {
                 Some(freed) => {
@@ -333,12 +372,18 @@ impl Planner {
         if self.open.is_empty() {
             return self.plan_end_game(now);
         }
-        let held_by_peers = self.peers.held(now, self.done.size());
+        if !self.origin.has_room() {
+            return;
+        }
+        let worth_waiting_for = self.origin.bytes_per_sec() / 2;
+        let held_by_peers = self.peers.held(now, self.done.size(), worth_waiting_for);
         while let Some(run) =
             self.origin
                 .next_run(&self.open, &self.done, &held_by_peers, &self.lengths)
         {
-            self.close(run);
+            for index in run.iter().filter(|index| !held_by_peers.contains(*index)) {
+                self.open.remove(index);
+            }
             self.actions.push_back(Action::FetchFromOrigin { run });
         }
     }
@@ -351,11 +396,15 @@ impl Planner {
     }
 
     fn waits_for_joiners(&self, now: Instant) -> bool {
-        self.joining > 0 && now < self.grace_until
+        self.joining > 0 && self.grace_until.is_some_and(|until| now < until)
     }
 
     /// Runs in flight at the origin that a new peer holds are taken back: the LAN is nearer.
     fn take_from_origin(&mut self, peer: PeerId) {
+        // A whole file would begin at its first byte again.
+        if self.origin.access() != OriginAccess::Ranges {
+            return;
+        }
         for run in self
             .origin
             .runs_held_by(|index| self.peers.holds(peer, index))

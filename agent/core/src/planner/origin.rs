@@ -27,6 +27,8 @@ pub(super) struct OriginPlan {
     started: Option<Instant>,
     bytes: u64,
     bytes_per_sec: u64,
+    /// Runs that may be in flight; fewer, once the origin has refused some.
+    limit: usize,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,7 @@ impl OriginPlan {
             started: None,
             bytes: 0,
             bytes_per_sec: 0,
+            limit: RUNS_IN_FLIGHT,
         }
     }
 
@@ -49,13 +52,31 @@ impl OriginPlan {
         self.access
     }
 
-    pub(super) fn set_access(&mut self, access: OriginAccess) -> Vec<SegmentIndex> {
+    /// Changes what is expected of it; the runs in flight, which end with that.
+    pub(super) fn set_access(&mut self, access: OriginAccess) -> Vec<SegmentRange> {
         self.access = access;
-        if access == OriginAccess::Closed {
-            let runs = std::mem::take(&mut self.runs);
-            return runs.into_values().flat_map(|run| run.owed).collect();
+        self.runs.keys().copied().collect()
+    }
+
+    /// A run was given up after all its retries. Others may still come, if fewer are asked for;
+    /// `false` when it was the last.
+    pub(super) fn give_up(&mut self) -> bool {
+        self.limit = self.runs.len();
+        self.limit > 0
+    }
+
+    /// Whether another run may be asked for.
+    pub(super) fn has_room(&self) -> bool {
+        match self.access {
+            OriginAccess::Closed => false,
+            OriginAccess::Ranges => self.runs.len() < self.limit,
+            OriginAccess::WholeFileOnly => self.runs.is_empty(),
         }
-        Vec::new()
+    }
+
+    /// Bytes per second over all runs, once measured.
+    pub(super) fn bytes_per_sec(&self) -> u64 {
+        self.bytes_per_sec
     }
 
     pub(super) fn owes(&self, index: SegmentIndex) -> bool {
@@ -100,15 +121,18 @@ impl OriginPlan {
         held_by_peers: &SegmentSet,
         lengths: &[u32],
     ) -> Option<SegmentRange> {
+        if !self.has_room() {
+            return None;
+        }
         let range = match self.access {
             OriginAccess::Closed => None,
-            OriginAccess::Ranges if self.runs.len() >= RUNS_IN_FLIGHT => None,
             OriginAccess::Ranges => self.first_run(open, held_by_peers, lengths),
-            OriginAccess::WholeFileOnly => self.whole_file(open, held_by_peers),
+            OriginAccess::WholeFileOnly => whole_file(open, held_by_peers),
         }?;
-        let owed = range
-            .iter()
-            .filter(|index| !done.contains(*index))
+        let missing = |index: &SegmentIndex| !done.contains(*index);
+        let owed = range.iter().filter(missing);
+        let owed = owed
+            .filter(|index| !held_by_peers.contains(*index))
             .collect();
         self.runs.insert(range, SegmentRun { owed });
         Some(range)
@@ -136,13 +160,11 @@ impl OriginPlan {
             .count();
         SegmentRange::new(first, u32::try_from(count).ok()?)
     }
+}
 
-    /// Without ranges there is one run, the whole file, when something is missing that only the
-    /// origin can give.
-    fn whole_file(&self, open: &SegmentSet, held_by_peers: &SegmentSet) -> Option<SegmentRange> {
-        let needed = open.first_not_in(held_by_peers).is_some();
-        (needed && self.runs.is_empty())
-            .then(|| SegmentRange::new(SegmentIndex(0), open.size()))
-            .flatten()
-    }
+/// Without ranges there is one run, the whole file, when something is missing that only the origin
+/// can give.
+fn whole_file(open: &SegmentSet, held_by_peers: &SegmentSet) -> Option<SegmentRange> {
+    open.first_not_in(held_by_peers)?;
+    SegmentRange::new(SegmentIndex(0), open.size())
 }

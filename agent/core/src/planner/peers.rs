@@ -31,6 +31,19 @@ const RATE_WINDOW: Duration = Duration::from_millis(100);
 /// than twice as long as itself.
 const TAKEOVER_AFTER: Duration = Duration::from_millis(200);
 
+/// Slower than this no peer keeps the origin waiting, even before the origin was measured: a tenth
+/// of the slowest line that offices still have (1 Mbit/s).
+const SLOWEST_BYTES_PER_SEC: u64 = 12_500;
+
+/// A peer that rests no longer than this is waited for rather than replaced by the origin.
+const SHORT_REST: Duration = Duration::from_secs(1);
+
+/// A peer that refuses more often than this in a row is not waited for.
+const REFUSALS_ALLOWED: u32 = 4;
+
+/// Delivering for so long makes a stall forgotten: every machine pauses now and then.
+const STALL_FORGIVEN: Duration = Duration::from_secs(10);
+
 /// Why a peer was dropped from a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
@@ -44,6 +57,8 @@ pub enum DropReason {
 pub(super) struct Peers {
     peers: BTreeMap<PeerId, Peer>,
     dropped: BTreeSet<PeerId>,
+    /// How often each went away without having delivered anything.
+    vain_visits: BTreeMap<PeerId, u32>,
 }
 
 #[derive(Debug)]
@@ -56,6 +71,9 @@ struct Peer {
     /// The last time it delivered, or began to owe.
     progress: Instant,
     stalls: u32,
+    last_stall: Option<Instant>,
+    /// Times it was busy since it last delivered.
+    refusals: u32,
     /// Whether anything ever came from it.
     delivered: bool,
     /// Not to be asked before.
@@ -107,6 +125,28 @@ impl Peer {
             return FIRST_WINDOW_BYTES;
         };
         (rate / 1000 * WINDOW_TIME_MS).clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end())
+    }
+
+    fn delivered(&mut self, now: Instant) {
+        self.delivered = true;
+        self.refusals = 0;
+        if self
+            .last_stall
+            .is_some_and(|last| now > last + STALL_FORGIVEN)
+        {
+            self.stalls = 0;
+            self.last_stall = None;
+        }
+    }
+
+    /// Whether waiting for it beats asking the origin, which gives this rate or twice as much.
+    fn is_worth_waiting_for(&self, now: Instant, bytes_per_sec: u64) -> bool {
+        let soon = self
+            .rests_until
+            .is_none_or(|until| until <= now + SHORT_REST);
+        let floor = bytes_per_sec.max(SLOWEST_BYTES_PER_SEC);
+        let fast = self.rate.bytes_per_sec.is_none_or(|rate| rate >= floor);
+        soon && fast && self.refusals <= REFUSALS_ALLOWED
     }
 
     /// When it has stalled, if it owes anything.
@@ -171,6 +211,8 @@ impl Peers {
             rate: Rate::new(now),
             progress: now,
             stalls: 0,
+            last_stall: None,
+            refusals: 0,
             delivered: false,
             rests_until: None,
         };
@@ -202,13 +244,21 @@ impl Peers {
             .all(|peer| peer.owed.is_empty() && peer.rests_until.is_none())
     }
 
-    /// What peers that may be asked, now or after a rest, hold between them.
-    pub(super) fn held(&self, now: Instant, size: u32) -> SegmentSet {
+    /// What the peers that are worth waiting for hold between them.
+    pub(super) fn held(&self, now: Instant, size: u32, bytes_per_sec: u64) -> SegmentSet {
         let mut held = SegmentSet::empty(size);
-        for peer in self.peers.values().filter(|peer| !peer.rests(now)) {
+        let worth = |peer: &&Peer| peer.is_worth_waiting_for(now, bytes_per_sec);
+        for peer in self.peers.values().filter(worth) {
             held.unite(&peer.have);
         }
         held
+    }
+
+    /// Silence so far is not theirs.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        for peer in self.peers.values_mut() {
+            peer.progress = now;
+        }
     }
 
     pub(super) fn arrived(&mut self, now: Instant, id: PeerId, index: SegmentIndex, length: u32) {
@@ -217,7 +267,7 @@ impl Peers {
         };
         peer.settle(index);
         peer.progress = now;
-        peer.delivered = true;
+        peer.delivered(now);
         peer.rate.count(now, length);
     }
 
@@ -243,14 +293,23 @@ impl Peers {
         };
         peer.rests_until = Some(now + retry_after.clamp(PEER_STALL / 10, PEER_STALL * 10));
         peer.progress = now;
+        peer.refusals += 1;
         range.iter().filter(|index| peer.settle(*index)).collect()
     }
 
+    /// It went away. One that comes and goes without delivering anything is not let in again.
     pub(super) fn remove(&mut self, id: PeerId) -> Vec<SegmentIndex> {
-        self.peers
-            .remove(&id)
-            .map(|mut peer| peer.forgive_all())
-            .unwrap_or_default()
+        let Some(mut peer) = self.peers.remove(&id) else {
+            return Vec::new();
+        };
+        if !peer.delivered {
+            let visits = self.vain_visits.entry(id).or_default();
+            *visits += 1;
+            if *visits >= STALLS_ALLOWED {
+                self.dropped.insert(id);
+            }
+        }
+        peer.forgive_all()
     }
 
     pub(super) fn drop_for(&mut self, id: PeerId) -> Vec<SegmentIndex> {
@@ -271,6 +330,7 @@ impl Peers {
     pub(super) fn stall(&mut self, now: Instant, id: PeerId) -> Option<Vec<SegmentIndex>> {
         let peer = self.peers.get_mut(&id)?;
         peer.stalls += 1;
+        peer.last_stall = Some(now);
         if peer.stalls > STALLS_ALLOWED {
             return None;
         }

@@ -139,6 +139,130 @@ fn a_peer_that_never_sent_anything_has_less_time_than_one_that_did() {
 }
 
 #[test]
+fn after_a_deadline_the_next_one_lies_later() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 2, OriginAccess::Ranges);
+    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    for _ in 0..20 {
+        let Some(deadline) = planner.next_deadline() else {
+            return;
+        };
+        planner.handle_timeout(deadline.at);
+        drain(&mut planner);
+        assert!(
+            planner
+                .next_deadline()
+                .is_none_or(|next| next.at > deadline.at)
+        );
+    }
+}
+
+#[test]
+fn an_origin_without_ranges_is_asked_for_the_whole_file_once() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 1000, 0, OriginAccess::Ranges);
+    let runs = drain(&mut planner);
+    assert_eq!(runs.len(), 4);
+    let Action::FetchFromOrigin { run: first } = runs[0] else {
+        panic!("a run, not {:?}", runs[0])
+    };
+    let Action::FetchFromOrigin { run: second } = runs[1] else {
+        panic!("a run, not {:?}", runs[1])
+    };
+    planner.handle_origin_run_failed(now, first, RunFailure::NoRanges);
+    let actions = drain(&mut planner);
+    let cancelled = actions
+        .iter()
+        .filter(|a| matches!(a, Action::CancelOrigin { .. }))
+        .count();
+    assert_eq!(cancelled, 3);
+    let whole = SegmentRange::new(SegmentIndex(0), 1000).expect("all");
+    assert_eq!(actions[3..], [Action::FetchFromOrigin { run: whole }]);
+    planner.handle_origin_run_failed(now, second, RunFailure::NoRanges);
+    assert_eq!(
+        drain(&mut planner),
+        [],
+        "what failed for the same reason changes nothing"
+    );
+}
+
+#[test]
+fn an_origin_that_refuses_some_runs_still_gives_the_others() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 1000, 0, OriginAccess::Ranges);
+    for action in drain(&mut planner).into_iter().skip(1) {
+        let Action::FetchFromOrigin { run } = action else {
+            panic!("a run, not {action:?}")
+        };
+        planner.handle_origin_run_failed(now, run, RunFailure::GaveUp);
+    }
+    assert_eq!(planner.origin_access(), OriginAccess::Ranges);
+    assert_eq!(drain(&mut planner), [], "no more at a time than it gave");
+    let first = SegmentRange::new(SegmentIndex(0), 32).expect("2 MiB");
+    planner.handle_origin_run_ended(now, first);
+    assert!(matches!(
+        drain(&mut planner)[..],
+        [Action::FetchFromOrigin { .. }]
+    ));
+}
+
+#[test]
+fn a_peer_that_comes_and_goes_does_not_keep_the_origin_from_working() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 0, OriginAccess::Ranges);
+    drain(&mut planner);
+    for _ in 0..5 {
+        planner.handle_joined(now, peer(1), SegmentSet::full(10));
+        planner.handle_left(now, peer(1));
+    }
+    let cancelled = drain(&mut planner);
+    let cancelled = cancelled
+        .iter()
+        .filter(|a| matches!(a, Action::CancelOrigin { .. }))
+        .count();
+    assert_eq!(cancelled, 2);
+}
+
+#[test]
+fn a_busy_peer_is_waited_for_and_a_slow_one_is_not() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 100, 1, OriginAccess::Ranges);
+    planner.handle_joined(now, peer(1), SegmentSet::full(100));
+    let Action::Request { range, .. } = drain(&mut planner)[0] else {
+        panic!("a request")
+    };
+    planner.handle_busy(now, peer(1), range, Duration::from_millis(500));
+    let asked = drain(&mut planner);
+    assert!(
+        !asked
+            .iter()
+            .any(|a| matches!(a, Action::FetchFromOrigin { .. })),
+        "{asked:?}"
+    );
+    let later = now + Duration::from_secs(30);
+    planner.handle_stored(later, Source::Peer(peer(1)), SegmentIndex(50));
+    let asked = drain(&mut planner);
+    assert!(
+        asked
+            .iter()
+            .any(|a| matches!(a, Action::FetchFromOrigin { .. })),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn a_slow_disk_is_not_held_against_peers() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10, 1, OriginAccess::Closed);
+    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    drain(&mut planner);
+    let late = now + Duration::from_secs(60);
+    planner.handle_local_delay(late);
+    planner.handle_timeout(late);
+    assert_eq!(drain(&mut planner), []);
+}
+
+#[test]
 fn with_the_origin_closed_and_nobody_left_it_says_that_it_is_stuck() {
     let now = Instant::now();
     let mut planner = new_planner(now, 10, 1, OriginAccess::Closed);
