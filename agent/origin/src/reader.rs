@@ -15,9 +15,11 @@ pub enum Resume {
     /// Only if a strong validator shows that the rest is of the same version. For bytes that
     /// nobody verifies.
     WithStrongValidator,
-    /// Always. For bytes that the caller verifies segment by segment, and can ask for otherwise: an
-    /// origin that answers a range with the whole file, or with another range, is not asked twice.
+    /// Always. For bytes that the caller verifies segment by segment.
     Always,
+    /// Always, but by ranges alone: an origin that answers one with the whole file, or with another
+    /// range, is not asked twice. For callers with several ranges, who would get the file for each.
+    AlwaysByRanges,
 }
 
 /// The bytes of a range of one version, in order.
@@ -135,7 +137,7 @@ impl RangeReader {
 
     /// Whether the caller would rather hear that ranges do not work than get a whole file for each.
     fn wants_ranges(&self) -> bool {
-        self.resume == Resume::Always
+        self.resume == Resume::AlwaysByRanges
     }
 
     /// The rest of the range; `None` for a whole file, which is all that can be asked where the

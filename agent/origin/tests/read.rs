@@ -209,6 +209,12 @@ async fn a_server_that_ignores_ranges_is_read_from_its_start() {
         .await
         .expect("bytes");
     assert_eq!(bytes, file[4000..4500]);
+    // Whoever has several ranges to ask for hears of it instead.
+    let (resume, patience) = (Resume::AlwaysByRanges, retries());
+    let mut by_ranges = origin.read(&target, &remote, range(4000, 500), resume, patience);
+    let refused = by_ranges.chunk().await.expect_err("no ranges");
+    assert!(matches!(refused, OriginError::BadRange { .. }), "{refused}");
+    assert_eq!(by_ranges.requests(), 1, "and is not made to wait");
 }
 
 #[tokio::test]

@@ -157,8 +157,7 @@ impl Download<'_> {
                 complete.content.mark_proved();
                 Ok(complete)
             }
-            Some(expected) if refutable => {
-                tracing::warn!(%expected, ?made_by, "a table described another file");
+            Some(_) if refutable => {
                 drop(complete);
                 self.without_table(key, known, meter).await
             }
@@ -177,6 +176,7 @@ impl Download<'_> {
         known: Known,
         meter: &mut Meter,
     ) -> Result<Complete, Attempt> {
+        tracing::warn!(swarm = %key.swarm_id(), "a table described another file than the digest or the origin says");
         let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
         let forgotten = blocking(move || {
             if let Err(error) = store.remove_content(&key) {

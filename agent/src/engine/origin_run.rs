@@ -31,11 +31,17 @@ pub(crate) async fn fetch(
     run: SegmentRange,
     arrivals: Arrivals,
 ) -> RunEnd {
+    let whole_file = run.count() == manifest.segment_count();
+    let resume = if whole_file {
+        Resume::Always
+    } else {
+        Resume::AlwaysByRanges
+    };
     let mut reader = origin.read(
         &target,
         &remote,
         bytes_of(&manifest, run),
-        Resume::Always,
+        resume,
         retries(),
     );
     let mut cutter = Cutter {

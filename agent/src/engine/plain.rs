@@ -240,8 +240,11 @@ impl Recorder {
         self.synced = self.noted(&file).min(start);
         self.write_note(&file);
         if let Err(error) = self.record(&file, queue) {
-            // What the kernel still held may be gone: only what was synced before counts.
-            self.note.iter_mut().for_each(|note| note.boot_id.clear());
+            match file.sync_data() {
+                Ok(()) => self.synced = self.written,
+                // What the kernel still held may be gone: only what was synced before counts.
+                Err(_) => self.note.iter_mut().for_each(|note| note.boot_id.clear()),
+            }
             self.write_note(&file);
             return Err(error);
         }
