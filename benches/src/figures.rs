@@ -27,7 +27,7 @@ pub(crate) fn median_ratio(ours: &[f64], theirs: &[f64]) -> f64 {
 
 /// A goal and a figure, side by side.
 pub(crate) fn print_goal(what: &str, goal: &str, figure: &str) {
-    println!("  {what:<58} goal {goal:<10} here {figure}");
+    println!("  {what:<62} goal {goal:<10} here {figure}");
 }
 
 /// Bytes as MiB.
