@@ -86,7 +86,8 @@ impl Peers {
     }
 
     /// Notes a new connection and returns those it replaces. Which one of two stays must be the
-    /// same on both sides: the newest, decided by the smaller key when they are simultaneous.
+    /// same on both sides: the newest, decided by the smaller key when they are simultaneous. An
+    /// agent has one port, so a connection from another port is from a process that is gone.
     pub(crate) fn handle_connected(
         &mut self,
         now: Instant,
@@ -99,10 +100,10 @@ impl Peers {
         let known = self.connected.entry(peer).or_insert_with(|| Peer::new(now));
         known.by_mdns |= by_mdns;
         known.next_hello = now;
-        let replaced = known
-            .connections
-            .iter()
-            .filter(|(_, old)| decides || now.duration_since(old.since) > SIMULTANEOUS);
+        let replaced = known.connections.iter().filter(|(_, old)| {
+            let other_process = old.remote.port() != remote.port();
+            decides || other_process || now.duration_since(old.since) > SIMULTANEOUS
+        });
         let replaced = replaced.map(|(old, _)| *old).collect();
         known
             .connections
@@ -317,6 +318,19 @@ mod tests {
         let (now, clock) = (Instant::now(), SystemTime::now());
         assert!(!peers.handle_greeting(now, clock, &peer(2), greeting(1), None));
         assert!(!peers.handle_closed(&peer(2), id(1)));
+    }
+
+    #[test]
+    fn a_connection_from_another_port_replaces_those_of_the_process_before() {
+        let now = Instant::now();
+        for other in [1, 9] {
+            let mut peers = Peers::new(peer(5));
+            peers.handle_connected(now, peer(other), id(1), remote(9), false);
+            let mut elsewhere = remote(9);
+            elsewhere.set_port(elsewhere.port() + 1);
+            let replaced = peers.handle_connected(now, peer(other), id(2), elsewhere, false);
+            assert_eq!(replaced, [id(1)]);
+        }
     }
 
     #[test]

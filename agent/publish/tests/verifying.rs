@@ -123,18 +123,30 @@ fn an_extra_tail_is_named() -> io::Result<()> {
 #[test]
 fn a_manifest_with_another_sha256_is_noticed() -> io::Result<()> {
     let published = Published::new()?;
+    let report = verified_with_sha256(&published, [1; 32])?;
+    assert!(report.different.is_empty() && !report.sha256_matches && !report.is_intact());
+    Ok(())
+}
+
+#[test]
+fn a_manifest_that_states_no_sha256_is_checked_by_its_segments() -> io::Result<()> {
+    let published = Published::new()?;
+    assert!(verified_with_sha256(&published, [0; 32])?.is_intact());
+    Ok(())
+}
+
+/// Verifies against the same manifest with another SHA-256.
+fn verified_with_sha256(published: &Published, sha256: [u8; 32]) -> io::Result<VerifyReport> {
     let mut builder = branchline_hashing::ManifestBuilder::new(published.manifest.parameters());
     for segment in published.manifest.segments() {
         builder
             .push(segment.length, segment.hash)
             .expect("as it was");
     }
-    let wrong = branchline_hashing::Sha256Digest::from_bytes([0; 32]);
-    let lying = builder.finish(wrong).expect("consistent");
-    fs::write(manifest_path(&published.file), lying.encode())?;
-    let report = published.verify().expect("file and manifest can be read");
-    assert!(report.different.is_empty() && !report.sha256_matches && !report.is_intact());
-    Ok(())
+    let sha256 = branchline_hashing::Sha256Digest::from_bytes(sha256);
+    let other = builder.finish(sha256).expect("consistent");
+    fs::write(manifest_path(&published.file), other.encode())?;
+    Ok(published.verify().expect("file and manifest can be read"))
 }
 
 #[test]
