@@ -211,6 +211,7 @@ struct Recorder {
     segment: Vec<u8>,
     written: u64,
     synced: u64,
+    sync_failed: bool,
 }
 
 struct Recorded {
@@ -231,6 +232,7 @@ impl Recorder {
             segment: Vec::new(),
             written: 0,
             synced: 0,
+            sync_failed: false,
         }
     }
 
@@ -240,10 +242,11 @@ impl Recorder {
         self.synced = self.noted(&file).min(start);
         self.write_note(&file);
         if let Err(error) = self.record(&file, queue) {
-            match file.sync_data() {
-                Ok(()) => self.synced = self.written,
-                // What the kernel still held may be gone: only what was synced before counts.
-                Err(_) => self.note.iter_mut().for_each(|note| note.boot_id.clear()),
+            // After a failed sync the kernel may have dropped what it held, and says so only once: a
+            // second sync proves nothing.
+            match self.sync_failed || file.sync_data().is_err() {
+                false => self.synced = self.written,
+                true => self.note.iter_mut().for_each(|note| note.boot_id.clear()),
             }
             self.write_note(&file);
             return Err(error);
@@ -259,7 +262,7 @@ impl Recorder {
             file.write_all_at(&chunk, self.written)?;
             self.account(&chunk)?;
             if self.written - self.synced >= SYNC_EVERY_BYTES {
-                file.sync_data()?;
+                file.sync_data().inspect_err(|_| self.sync_failed = true)?;
                 self.synced = self.written;
                 self.write_note(file);
             }
