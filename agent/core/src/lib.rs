@@ -7,6 +7,7 @@ pub mod backoff;
 mod peer;
 pub mod planner;
 mod segments;
+pub mod swarm;
 pub mod wire;
 
 pub use peer::{ParsePeerIdError, PeerId};
