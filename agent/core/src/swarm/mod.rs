@@ -5,7 +5,7 @@
 mod blocks;
 mod message;
 
-pub use blocks::{BlockIndex, BlockRange, BlockSet, Blocks};
+pub use blocks::{BlockIndex, BlockRange, BlockSet, Blocks, MAX_BLOCKS};
 pub use message::{
     Answer, Enlist, Grant, MAX_ANSWER_PEERS, MAX_LEASES, ManifestLease, Report, SwarmPeer, Want,
 };
