@@ -16,6 +16,7 @@ use crate::hub::{Hub, HubHandle};
 use crate::options::{ExchangeOptions, Listen};
 use crate::serve::Server;
 use crate::session::PeerSession;
+use crate::socket::BatchingSocket;
 use crate::source::ContentSource;
 use crate::tls;
 use crate::transport;
@@ -59,7 +60,7 @@ impl Exchange {
             .enable_all()
             .build()
             .map_err(ExchangeError::Thread)?;
-        let endpoint = open_endpoint(&runtime, accepting, socket)?;
+        let (endpoint, socket) = open_endpoint(&runtime, accepting, socket)?;
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let hub = HubHandle::new(commands);
         let (stop, stopped) = oneshot::channel();
@@ -68,6 +69,7 @@ impl Exchange {
         let thread = std::thread::Builder::new()
             .name("bl-exchange".to_owned())
             .spawn(move || {
+                runtime.spawn(async move { socket.send_batches().await });
                 runtime.block_on(work.run(stopped));
                 drop(runtime);
                 let _nobody_waits = end.send(());
@@ -155,10 +157,13 @@ fn open_endpoint(
     runtime: &tokio::runtime::Runtime,
     accepting: quinn::ServerConfig,
     socket: UdpSocket,
-) -> Result<quinn::Endpoint, ExchangeError> {
+) -> Result<(quinn::Endpoint, Arc<BatchingSocket>), ExchangeError> {
     let _inside = runtime.enter();
+    let socket = Arc::new(BatchingSocket::new(socket).map_err(ExchangeError::Socket)?);
     let tokio = Arc::new(quinn::TokioRuntime);
-    quinn::Endpoint::new(transport::endpoint(), Some(accepting), socket, tokio)
+    let (config, under) = (transport::endpoint(), Arc::clone(&socket));
+    quinn::Endpoint::new_with_abstract_socket(config, Some(accepting), under, tokio)
+        .map(|endpoint| (endpoint, socket))
         .map_err(ExchangeError::Socket)
 }
 

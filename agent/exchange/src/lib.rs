@@ -25,6 +25,7 @@ mod reading;
 mod serve;
 mod session;
 mod sink;
+mod socket;
 mod source;
 mod tls;
 mod transport;
@@ -42,8 +43,19 @@ pub use source::{ContentSource, ServedContent};
 pub use tls::TlsError;
 pub use upload::UploadStats;
 
-/// The transport below the protocol, for `examples/exchange_speed.rs` to compare with.
+/// The transport below the protocol, on quinn's own socket, for benchmarks to compare with.
 #[doc(hidden)]
 pub mod bare {
-    pub use crate::transport::{endpoint, open_socket, transport};
+    use std::sync::Arc;
+
+    use crate::options::ExchangeOptions;
+    pub use crate::transport::{endpoint, open_socket};
+
+    /// Past this a batch of ten packets exceeds what quinn's own socket can send in one call.
+    const MAX_UDP_PAYLOAD_BYTES: u16 = 6_500;
+
+    /// Parameters of a connection; `streams` is how many the other side may open.
+    pub fn transport(options: &ExchangeOptions, streams: u32) -> Arc<quinn::TransportConfig> {
+        crate::transport::transport_up_to(MAX_UDP_PAYLOAD_BYTES, options, streams)
+    }
 }
