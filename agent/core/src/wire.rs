@@ -143,6 +143,23 @@ pub enum RequesterMessage {
     HaveWatch,
 }
 
+impl RequesterMessage {
+    /// What it is, without what it says: for logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Join { .. } => "Join",
+            Self::Request(_) => "Request",
+            Self::ManifestRequest => "ManifestRequest",
+            Self::HaveRequest => "HaveRequest",
+            Self::Enlist(_) => "Enlist",
+            Self::Report(_) => "Report",
+            Self::Announce { .. } => "Announce",
+            Self::Withdraw { .. } => "Withdraw",
+            Self::HaveWatch => "HaveWatch",
+        }
+    }
+}
+
 /// What the side that accepted says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResponderMessage {
