@@ -270,3 +270,96 @@ impl Drop for Seated {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use super::*;
+
+    fn seat() -> (Arc<Seat>, SeatEvents) {
+        let (seat, events) = StewardSeat::new();
+        (Seat::new(seat, &ExchangeOptions::default()), events)
+    }
+
+    /// What a peer announces by.
+    fn name(peer: u8) -> StreamName {
+        StreamName {
+            peer: PeerId::from_public_key([peer; 32]),
+            swarm: None,
+        }
+    }
+
+    fn word(of: StreamName) -> SeatEvent {
+        SeatEvent::Announced {
+            peer: of.peer,
+            swarms: Vec::new(),
+        }
+    }
+
+    async fn take(seat: &Arc<Seat>, name: StreamName) -> Seated {
+        let seated = seat.seat(name, word(name)).await;
+        seated.unwrap_or_else(|refused| panic!("{refused:?}"))
+    }
+
+    async fn waits(future: impl Future) -> bool {
+        let mut future = pin!(future);
+        std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending()))
+            .await
+    }
+
+    #[tokio::test]
+    async fn streams_wait_for_the_steward_but_their_ends_do_not() {
+        let (seat, mut events) = seat();
+        let mut seated = Vec::new();
+        for peer in 0..64 {
+            seated.push(take(&seat, name(peer)).await);
+        }
+        assert!(waits(seat.seat(name(64), word(name(64)))).await);
+        assert!(waits(seated[0].tell(word(name(0)))).await);
+        drop(seated);
+        for _ in 0..64 {
+            let event = events.next().await;
+            assert!(matches!(event, Some(SeatEvent::Announced { .. })));
+        }
+        for _ in 0..64 {
+            let event = events.next().await;
+            assert!(matches!(event, Some(SeatEvent::Silent { .. })));
+        }
+        let _now = take(&seat, name(64)).await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_place_is_taken_says_nothing_after_its_end() {
+        let (seat, mut events) = seat();
+        let mut old = take(&seat, name(1)).await;
+        assert!(waits(old.replaced()).await);
+        let new = take(&seat, name(1)).await;
+        assert!(!waits(old.replaced()).await);
+        assert!(old.tell(word(name(1))).await.is_err());
+        drop(old);
+        new.tell(word(name(1))).await.expect("it has the place");
+        drop(new);
+        drop(seat);
+        let mut come = String::new();
+        while let Some(event) = events.next().await {
+            come.push(match event {
+                SeatEvent::Announced { .. } => 'a',
+                SeatEvent::Silent { .. } => 's',
+                other => panic!("{other:?} came"),
+            });
+        }
+        assert_eq!(come, "asaas");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_steward_that_goes_is_refused() {
+        let (seat, events) = seat();
+        let seated = take(&seat, name(1)).await;
+        drop(events);
+        let refused = seat.seat(name(2), word(name(2))).await.err();
+        assert_eq!(refused, Some(Refused::NoSteward));
+        assert!(seated.tell(word(name(1))).await.is_err());
+    }
+}
