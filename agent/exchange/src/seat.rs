@@ -91,7 +91,8 @@ impl StewardSeat {
     }
 }
 
-/// The events of a [`StewardSeat`]. When it is dropped, steward streams end and no more are accepted.
+/// The events of a [`StewardSeat`]. When it is dropped, no more steward streams are accepted, and those
+/// there are end with the next word on them.
 pub struct SeatEvents {
     events: mpsc::UnboundedReceiver<Queued>,
     slots: Arc<Semaphore>,
@@ -347,7 +348,10 @@ mod tests {
             come.push(match event {
                 SeatEvent::Announced { .. } => 'a',
                 SeatEvent::Silent { .. } => 's',
-                other => panic!("{other:?} came"),
+                other @ (SeatEvent::Enlisted { .. }
+                | SeatEvent::Reported { .. }
+                | SeatEvent::Left { .. }
+                | SeatEvent::Withdrawn { .. }) => panic!("{other:?} came"),
             });
         }
         assert_eq!(come, "asaas");

@@ -12,7 +12,6 @@ use branchline_core::SegmentSet;
 use branchline_core::wire::{Decoded, Have, ResponderMessage, WireMessage};
 use branchline_exchange::{HaveUpdate, HaveWatch, Misbehaviour, PeerFailure};
 use branchline_hashing::SegmentIndex;
-use tokio::sync::watch;
 
 use common::*;
 
@@ -145,10 +144,9 @@ async fn watchers_share_one_look_and_the_last_to_go_ends_it() {
         }
     }
     assert_eq!(content.looks.load(Ordering::SeqCst) - before, 10);
-    let changes = content.changes.as_ref().expect("it grows");
-    assert_eq!(changes.receiver_count(), 1);
+    assert_eq!(content.watched_by(), 1);
     drop(watches);
-    until(|| changes.receiver_count() == 0).await;
+    until(|| content.watched_by() == 0).await;
     let mut again = session.watch(1000);
     let all = HaveUpdate::All(set(1000, 0..10));
     assert_eq!(update(&mut again).await, all);
@@ -206,7 +204,7 @@ async fn a_watcher_that_does_not_read_is_told_all_it_has_missed_in_one_word() {
 }
 
 #[tokio::test]
-async fn a_watch_ends_with_the_connection_and_with_what_is_watched() {
+async fn a_watch_ends_with_the_connection_and_with_the_growing() {
     let content = Arc::new(Memory::even(8, 10, 10).growing());
     let (alice, bob) = (Agent::start(&[&content]), Agent::start(&[]));
     let session = bob.join(&alice, &content).await;
@@ -216,17 +214,15 @@ async fn a_watch_ends_with_the_connection_and_with_what_is_watched() {
     let lost = soon(watch.next()).await.expect_err("alice has gone");
     assert!(matches!(lost, PeerFailure::Lost { .. }), "{lost}");
 
-    let mut ended = Memory::even(9, 10, 10).growing();
-    let (_dropped, changes) = watch::channel(0u64);
-    let _only_sender = ended.changes.replace(watch::Sender::new(1));
-    drop(changes);
-    let ended = Arc::new(ended);
+    let ended = Arc::new(Memory::even(9, 10, 10).growing());
     let carol = Agent::start(&[&ended]);
     let session = bob.join(&carol, &ended).await;
     let mut watch = session.watch(10);
     update(&mut watch).await;
     ended.add([1, 2]);
+    ended.stop_growing();
     assert_eq!(more(&mut watch).await, set(10, [1, 2]));
+    assert_eq!(soon(watch.next()).await, Ok(None));
 }
 
 #[tokio::test]

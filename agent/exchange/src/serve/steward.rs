@@ -145,7 +145,9 @@ fn idle(after: Duration) -> ServeError {
 async fn in_time(told: impl Future<Output = Result<(), NotTaken>>) -> Result<(), ServeError> {
     match tokio::time::timeout(STALL_DEADLINE, told).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(NotTaken)) => Err(ServeError::Gone("its place is another's".to_owned())),
+        Ok(Err(NotTaken)) => Err(ServeError::Gone(
+            "another has its place, or nobody is the steward".to_owned(),
+        )),
         Err(_) => Err(ServeError::Gone(format!(
             "the steward took nothing for {STALL_DEADLINE:?}"
         ))),

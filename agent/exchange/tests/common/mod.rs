@@ -95,8 +95,8 @@ pub struct Memory {
     pub reads: AtomicUsize,
     /// How often it was asked what it has.
     pub looks: AtomicUsize,
-    /// Where it can still grow.
-    pub changes: Option<watch::Sender<u64>>,
+    /// While it can still grow.
+    pub changes: Mutex<Option<watch::Sender<u64>>>,
 }
 
 impl Memory {
@@ -126,7 +126,7 @@ impl Memory {
             gate: None,
             reads: AtomicUsize::new(0),
             looks: AtomicUsize::new(0),
-            changes: None,
+            changes: Mutex::default(),
         }
     }
 
@@ -141,7 +141,7 @@ impl Memory {
     /// A content that has nothing yet, and tells when that changes.
     pub fn growing(self) -> Self {
         Self {
-            changes: Some(watch::Sender::new(0)),
+            changes: Mutex::new(Some(watch::Sender::new(0))),
             ..self.only(|_| false)
         }
     }
@@ -153,8 +153,20 @@ impl Memory {
             have.insert(SegmentIndex(index));
         });
         drop(have);
-        let changes = self.changes.as_ref().expect("it grows");
+        let changes = self.changes.lock().expect("no panic");
+        let changes = changes.as_ref().expect("it grows");
         changes.send_modify(|change| *change += 1);
+    }
+
+    /// It has all that it will ever have.
+    pub fn stop_growing(&self) {
+        self.changes.lock().expect("no panic").take();
+    }
+
+    /// How many want to know when it grows.
+    pub fn watched_by(&self) -> usize {
+        let changes = self.changes.lock().expect("no panic");
+        changes.as_ref().map_or(0, watch::Sender::receiver_count)
     }
 
     pub fn only(self, keep: impl Fn(u32) -> bool) -> Self {
@@ -189,7 +201,8 @@ impl ServedContent for Memory {
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
-        self.changes.as_ref().map(watch::Sender::subscribe)
+        let changes = self.changes.lock().expect("no panic");
+        changes.as_ref().map(watch::Sender::subscribe)
     }
 
     fn manifest(&self) -> Option<Bytes> {
