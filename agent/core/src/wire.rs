@@ -6,6 +6,7 @@
 
 mod codec;
 mod have;
+mod steward;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use branchline_hashing::{SEGMENT_COUNT_LIMIT, SEGMENT_LENGTH_LIMIT, SegmentIndex, SwarmId};
 
 use crate::SegmentRange;
+use crate::swarm::{Answer, Enlist, MAX_ANSWER_PEERS, MAX_BLOCKS, MAX_LEASES, Report};
 
 pub use codec::WireError;
 pub use have::Have;
@@ -37,6 +39,22 @@ pub const MAX_BITMAP_SEGMENTS: u32 = SEGMENT_COUNT_LIMIT;
 
 /// The most ranges a list of ranges can have: 512 KiB. A responder that has more says less.
 pub const MAX_HAVE_RANGES: u32 = 1 << 16;
+
+/// The most swarms in one announcement: 32 KiB.
+pub const MAX_ANNOUNCED_SWARMS: usize = 1024;
+
+/// The longest set of blocks: size, form, and as many ranges as take no more bytes than the bits.
+const MAX_BLOCK_SET_BYTES: usize = 9 + 8 * (MAX_BLOCKS as usize / 64);
+
+/// The longest [`Enlist`], which is longer than any [`Report`]. The first message of a stream is no
+/// longer than this, so that strangers' unfinished ones are small.
+pub const MAX_ENLIST_BYTES: usize = 49 + 8 * MAX_LEASES + MAX_BLOCK_SET_BYTES;
+
+/// The longest [`RequesterMessage::Announce`] or [`RequesterMessage::Withdraw`].
+pub const MAX_ANNOUNCE_BYTES: usize = 5 + 32 * MAX_ANNOUNCED_SWARMS;
+
+/// The longest [`Answer`].
+pub const MAX_ANSWER_BYTES: usize = 9 + 12 * MAX_LEASES + 33 * MAX_ANSWER_PEERS;
 
 /// No message is longer: type, proof and the largest bitmap.
 pub const MAX_MESSAGE_BYTES: usize = 1 + 32 + 9 + (MAX_BITMAP_SEGMENTS as usize) / 8;
@@ -88,7 +106,7 @@ pub enum Decoded<M> {
 }
 
 /// What the side that dialled says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequesterMessage {
     /// The first message of each stream, and only there.
     Join {
@@ -103,6 +121,43 @@ pub enum RequesterMessage {
     ManifestRequest,
     /// Asks for what the responder has by now.
     HaveRequest,
+    /// Makes the requester a member of a swarm that the responder is the steward of: the first message
+    /// of its stream, and only there.
+    Enlist(Enlist),
+    /// What has changed at a member.
+    Report(Report),
+    /// The requester holds these contents completely and gives them to others: the first message of
+    /// its stream, and then as often as there are more. Nothing answers it.
+    Announce {
+        /// Which, at most [`MAX_ANNOUNCED_SWARMS`]; the first of a stream names few enough to be no
+        /// longer than [`MAX_ENLIST_BYTES`].
+        swarms: Vec<SwarmId>,
+    },
+    /// Takes back what was announced on this stream.
+    Withdraw {
+        /// Which, at most [`MAX_ANNOUNCED_SWARMS`].
+        swarms: Vec<SwarmId>,
+    },
+    /// Asks for what the responder has, and to be told what it comes to have; the last message of its
+    /// stream.
+    HaveWatch,
+}
+
+impl RequesterMessage {
+    /// What it is, without what it says: for logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Join { .. } => "Join",
+            Self::Request(_) => "Request",
+            Self::ManifestRequest => "ManifestRequest",
+            Self::HaveRequest => "HaveRequest",
+            Self::Enlist(_) => "Enlist",
+            Self::Report(_) => "Report",
+            Self::Announce { .. } => "Announce",
+            Self::Withdraw { .. } => "Withdraw",
+            Self::HaveWatch => "HaveWatch",
+        }
+    }
 }
 
 /// What the side that accepted says.
@@ -150,6 +205,10 @@ pub enum ResponderMessage {
     NoManifest,
     /// What the responder has by now.
     Have(Have),
+    /// What the responder has come to have since it last said so on this stream.
+    HaveMore(Have),
+    /// The steward's word.
+    Answer(Answer),
 }
 
 /// Why a side closed the connection: QUIC application error codes (RFC 9000, section 20.2).

@@ -431,7 +431,9 @@ impl Stream {
             | ResponderMessage::Busy { .. }
             | ResponderMessage::Manifest { .. }
             | ResponderMessage::NoManifest
-            | ResponderMessage::Have(_)) => Err(session::out_of_place(&other)),
+            | ResponderMessage::Have(_)
+            | ResponderMessage::HaveMore(_)
+            | ResponderMessage::Answer(_)) => Err(session::out_of_place(&other)),
         }
     }
 }

@@ -7,13 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use branchline_core::PeerId;
+use branchline_core::swarm::Enlist;
 use branchline_discovery::Identity;
 use branchline_hashing::ContentKey;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::{ExchangeError, JoinError};
+use crate::announce::{self, Announcer};
+use crate::enlist::{self, StewardLink};
+use crate::error::{DialError, ExchangeError, JoinError};
 use crate::hub::{Hub, HubHandle};
 use crate::options::{ExchangeOptions, Listen};
+use crate::seat::StewardSeat;
 use crate::serve::Server;
 use crate::session::PeerSession;
 use crate::socket::BatchingSocket;
@@ -34,6 +38,8 @@ pub struct Exchange {
     address: SocketAddr,
     hub: HubHandle,
     server: Arc<Server>,
+    /// Announcers say something at least as often.
+    speak_up_after: Duration,
     /// Dropping it stops the hub.
     stop: Option<oneshot::Sender<()>>,
     ended: Option<oneshot::Receiver<()>>,
@@ -50,11 +56,34 @@ impl Exchange {
         identity: Identity,
         source: Arc<dyn ContentSource>,
     ) -> Result<Self, ExchangeError> {
+        Self::start_any(options, identity, source, None)
+    }
+
+    /// The same for an agent that is a steward: other agents' enlistments and announcements come out of
+    /// `seat`. Without one they are refused.
+    ///
+    /// # Errors
+    /// [`ExchangeError`].
+    pub fn start_with_seat(
+        options: ExchangeOptions,
+        identity: Identity,
+        source: Arc<dyn ContentSource>,
+        seat: StewardSeat,
+    ) -> Result<Self, ExchangeError> {
+        Self::start_any(options, identity, source, Some(seat))
+    }
+
+    fn start_any(
+        options: ExchangeOptions,
+        identity: Identity,
+        source: Arc<dyn ContentSource>,
+        seat: Option<StewardSeat>,
+    ) -> Result<Self, ExchangeError> {
         let socket =
             transport::open_socket(options.listen).map_err(|e| socket_error(options.listen, e))?;
         let address = socket.local_addr().map_err(ExchangeError::Socket)?;
         let accepting = server_config(&options, &identity)?;
-        let server = Server::start(&options, source).map_err(ExchangeError::Thread)?;
+        let server = Server::start(&options, source, seat).map_err(ExchangeError::Thread)?;
         let server = Arc::new(server);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -65,6 +94,7 @@ impl Exchange {
         let hub = HubHandle::new(commands);
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = oneshot::channel();
+        let speak_up_after = options.steward_idle_timeout / 3;
         let work = Hub::new(endpoint, identity, options, Arc::clone(&server), receiver);
         let thread = std::thread::Builder::new()
             .name("bl-exchange".to_owned())
@@ -80,6 +110,7 @@ impl Exchange {
             address,
             hub,
             server,
+            speak_up_after,
             stop,
             ended,
             thread,
@@ -106,6 +137,41 @@ impl Exchange {
         async move {
             let link = hub.link(peer, addresses).await?;
             Ok(PeerSession::join(hub, link, key).await?)
+        }
+    }
+
+    /// Enlists at `peer`, the steward of a swarm, dialling it as [`Exchange::join`] does. What the
+    /// steward says to it, a refusal too, comes from the link. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub fn enlist(
+        &self,
+        peer: PeerId,
+        addresses: Vec<SocketAddr>,
+        enlist: Enlist,
+    ) -> impl Future<Output = Result<StewardLink, DialError>> + Send + use<> {
+        let hub = self.hub.clone();
+        async move {
+            let link = hub.link(peer, addresses).await?;
+            Ok(enlist::start(&hub, link, enlist))
+        }
+    }
+
+    /// Opens the stream on which this agent tells `peer` what it holds, dialling it as
+    /// [`Exchange::join`] does. One at a time for each peer. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub fn announce(
+        &self,
+        peer: PeerId,
+        addresses: Vec<SocketAddr>,
+    ) -> impl Future<Output = Result<Announcer, DialError>> + Send + use<> {
+        let (hub, speak_up_after) = (self.hub.clone(), self.speak_up_after);
+        async move {
+            let link = hub.link(peer, addresses).await?;
+            Ok(announce::start(&hub, link, speak_up_after))
         }
     }
 

@@ -339,7 +339,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let identity = Identity::load_or_create(&folder.path().join("identity"));
         let options = ExchangeOptions::default();
-        let server = Server::start(&options, Arc::new(Nothing)).expect("threads");
+        let server = Server::start(&options, Arc::new(Nothing), None).expect("threads");
         let endpoint = Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         Hub::new(
             endpoint.expect("a socket"),

@@ -9,11 +9,17 @@
 //! they know its key; every buffer's size is bounded by the manifest or a constant, never by a
 //! peer's claim; a requester is the side that dialled, so proofs cannot be turned around.
 //!
+//! Streams of stewards and announcers need no proof and say nothing but swarm ids, numbers of blocks and
+//! peers; what comes in on them is the owner's [`StewardSeat`]'s, and what it means is
+//! `branchline_core::swarm`'s.
+//!
 //! Not here: which segment to ask of whom, stalled peers, retries (the planner's), and whether a
 //! segment is right (the writer's: this crate never hashes one).
 
+mod announce;
 mod dial;
 mod download;
+mod enlist;
 mod error;
 mod exchange;
 mod hub;
@@ -22,6 +28,7 @@ mod peer_limit;
 mod proof;
 mod reader_pool;
 mod reading;
+mod seat;
 mod serve;
 mod session;
 mod sink;
@@ -30,18 +37,23 @@ mod source;
 mod tls;
 mod transport;
 mod upload;
+mod watch;
 
+pub use announce::Announcer;
 pub use download::{
     Download, DownloadSpec, PeerEvent, PeerEventKind, RequestRefused, SegmentLengths,
 };
+pub use enlist::{ReportRefused, StewardLink};
 pub use error::{DialError, ExchangeError, JoinError, Misbehaviour, PeerFailure};
 pub use exchange::Exchange;
 pub use options::{ExchangeOptions, Listen};
+pub use seat::{SeatEvent, SeatEvents, StewardSeat};
 pub use session::PeerSession;
 pub use sink::EventSink;
 pub use source::{ContentSource, ServedContent};
 pub use tls::TlsError;
 pub use upload::UploadStats;
+pub use watch::{HaveUpdate, HaveWatch};
 
 /// The transport below the protocol, on quinn's own socket, for benchmarks to compare with.
 #[doc(hidden)]

@@ -36,6 +36,15 @@ pub struct ExchangeOptions {
     /// requesters join with their first message and keep streams open while they download; with
     /// room for their retries, who has not joined by then only holds one of `max_connections`.
     pub unjoined_timeout: Duration,
+    /// Streams of members and announcers at one time. Default 4096: each is a task, and holds a message
+    /// of about 1 KiB at most, or 32 KiB where it announces.
+    pub max_steward_streams: usize,
+    /// The same of one peer. Default 256: the contents it downloads at one time.
+    pub max_steward_streams_per_peer: usize,
+    /// How long a member or an announcer may say nothing. Default 60 s: members report every second
+    /// or so while they download, and [`Announcer`](crate::Announcer) speaks up by itself in a third
+    /// of it. Who says nothing for longer only holds a connection.
+    pub steward_idle_timeout: Duration,
     /// How long dialling a peer, over all its addresses, may take. Default 3 s: a LAN needs milliseconds.
     pub dial_timeout: Duration,
     /// How long a peer may take to answer a join. Default 3 s. Waiting for one of its streams to
@@ -54,6 +63,9 @@ impl Default for ExchangeOptions {
             reader_threads: 2,
             idle_timeout: Duration::from_secs(15),
             unjoined_timeout: Duration::from_secs(30),
+            max_steward_streams: 4096,
+            max_steward_streams_per_peer: 256,
+            steward_idle_timeout: Duration::from_secs(60),
             dial_timeout: Duration::from_secs(3),
             answer_timeout: Duration::from_secs(3),
             busy_retry_after: Duration::from_millis(500),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use branchline_core::wire::{Decoded, WireError, WireMessage};
+use branchline_core::wire::{Decoded, MAX_MESSAGE_BYTES, WireError, WireMessage};
 use bytes::{Buf, Bytes};
 use quinn::{ReadError, RecvStream};
 
@@ -19,6 +19,8 @@ pub(crate) enum ReceiveError {
     Wire(#[from] WireError),
     #[error("the stream ended too early")]
     Truncated,
+    #[error("a message of {needs} bytes or more, where {limit} are the most")]
+    TooLong { needs: usize, limit: usize },
     #[error(transparent)]
     Stream(#[from] ReadError),
 }
@@ -42,12 +44,23 @@ impl MessageReader {
 
     /// The next message; `None` when the stream ended before one. Cancel-safe.
     pub(crate) async fn next<M: WireMessage>(&mut self) -> Result<Option<M>, ReceiveError> {
+        self.next_within(MAX_MESSAGE_BYTES).await
+    }
+
+    /// The same, where no message of more than `limit` bytes belongs. Cancel-safe.
+    pub(crate) async fn next_within<M: WireMessage>(
+        &mut self,
+        limit: usize,
+    ) -> Result<Option<M>, ReceiveError> {
         loop {
             match M::decode(&self.begun)? {
                 Decoded::Message { message, length } => {
                     debug_assert_eq!(length, self.begun.len());
                     self.begun.clear();
                     return Ok(Some(message));
+                }
+                Decoded::Incomplete { needs } if needs > limit => {
+                    return Err(ReceiveError::TooLong { needs, limit });
                 }
                 Decoded::Incomplete { needs } => {
                     if !self.begin(needs).await? {

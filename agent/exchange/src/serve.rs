@@ -3,13 +3,18 @@
 //! Reading and verifying happens on the reader threads, a little ahead of what QUIC takes. What a
 //! requester does wrong closes its connection; what it does not take in time ends its stream.
 
+mod have_watch;
+mod steward;
+mod unjoined;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use branchline_core::wire::{
-    CloseCode, Have, JoinProof, RequesterMessage, ResponderMessage, WireError, WireMessage,
+    CloseCode, Have, JoinProof, MAX_ENLIST_BYTES, RequesterMessage, ResponderMessage, WireError,
+    WireMessage,
 };
 use branchline_core::{PeerId, SegmentRange};
 use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
@@ -24,9 +29,12 @@ use crate::peer_limit::{PeerLimit, PeerPermit};
 use crate::proof::{SessionSecret, Side};
 use crate::reader_pool::ReaderPool;
 use crate::reading::{MessageReader, ReceiveError};
+use crate::seat::{Seat, StewardSeat};
 use crate::source::{ContentSource, ServedContent};
 use crate::tls;
 use crate::upload::{UploadCounter, UploadStats};
+use have_watch::Feeds;
+use unjoined::{Joined, unjoined_for};
 
 /// A reader thread reads at most this much, or one segment, at one time: with segments of 32 KiB one at
 /// a time, waking threads cost more than verifying.
@@ -50,7 +58,7 @@ const MAX_JOINED_STREAMS: usize = 1024;
 /// How long a TLS handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a new stream may stay without a complete join.
+/// How long a new stream may stay without a complete first message.
 const JOIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a requester may leave an answer untaken before its place goes to another.
@@ -59,13 +67,16 @@ const STALL_DEADLINE: Duration = Duration::from_secs(20);
 /// What all connections share.
 pub(crate) struct Server {
     source: Arc<dyn ContentSource>,
-    readers: ReaderPool,
+    seat: Option<Arc<Seat>>,
+    readers: Arc<ReaderPool>,
+    feeds: Feeds,
     uploads: Semaphore,
     joined: Semaphore,
     uploads_by_peer: Arc<PeerLimit>,
     max_uploads: usize,
     connections: Arc<PeerLimit>,
     unjoined_timeout: Duration,
+    steward_idle_timeout: Duration,
     busy_retry_after: Duration,
     counter: UploadCounter,
     stopping: watch::Sender<bool>,
@@ -86,10 +97,13 @@ impl Server {
     pub(crate) fn start(
         options: &ExchangeOptions,
         source: Arc<dyn ContentSource>,
+        seat: Option<StewardSeat>,
     ) -> io::Result<Self> {
         Ok(Self {
             source,
-            readers: ReaderPool::start(options.reader_threads)?,
+            seat: seat.map(|seat| Seat::new(seat, options)),
+            readers: Arc::new(ReaderPool::start(options.reader_threads)?),
+            feeds: Feeds::default(),
             uploads: Semaphore::new(options.max_uploads),
             joined: Semaphore::new(MAX_JOINED_STREAMS),
             // However much one peer asks for, another is answered too.
@@ -97,6 +111,7 @@ impl Server {
             max_uploads: options.max_uploads,
             connections: PeerLimit::new(MAX_CONNECTIONS_PER_PEER),
             unjoined_timeout: options.unjoined_timeout,
+            steward_idle_timeout: options.steward_idle_timeout,
             busy_retry_after: options.busy_retry_after,
             counter: UploadCounter::default(),
             stopping: watch::Sender::new(false),
@@ -179,38 +194,6 @@ async fn serve_streams(server: &Arc<Server>, connection: &Connection, peer: Peer
     connection.closed().await;
 }
 
-/// Ends when no stream has been joined for `timeout`; `joined` counts those that are.
-async fn unjoined_for(timeout: Duration, mut joined: watch::Receiver<usize>) {
-    loop {
-        let anybody = *joined.borrow_and_update() > 0;
-        // The sender lives as long as the connection.
-        let _changed = if anybody {
-            joined.changed().await
-        } else {
-            match tokio::time::timeout(timeout, joined.changed()).await {
-                Ok(changed) => changed,
-                Err(_) => return,
-            }
-        };
-    }
-}
-
-/// A joined stream in its connection's count.
-struct Joined(Arc<watch::Sender<usize>>);
-
-impl Joined {
-    fn count(joined: &Arc<watch::Sender<usize>>) -> Self {
-        joined.send_modify(|count| *count += 1);
-        Self(Arc::clone(joined))
-    }
-}
-
-impl Drop for Joined {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
-    }
-}
-
 fn violation(peer: PeerId, ended: Result<Result<(), ServeError>, TaskError>) -> Option<String> {
     match ended {
         Ok(Ok(())) => None,
@@ -257,7 +240,7 @@ impl Drop for Stream {
 
 impl Stream {
     async fn serve(mut self) -> Result<(), ServeError> {
-        self.join_and_answer().await?;
+        self.answer().await?;
         self.answered = true;
         self.reader.stop();
         // It fails only when the requester has gone, which is as good.
@@ -265,14 +248,33 @@ impl Stream {
         Ok(())
     }
 
-    async fn join_and_answer(&mut self) -> Result<(), ServeError> {
-        let join = tokio::time::timeout(JOIN_DEADLINE, self.read_join());
-        let Some((swarm, proof)) = join
+    /// What comes after the first message is on the heap: a stream that never has one is small.
+    async fn answer(&mut self) -> Result<(), ServeError> {
+        let first = tokio::time::timeout(JOIN_DEADLINE, self.next());
+        let first = first
             .await
-            .map_err(|_| ServeError::Gone("no join came".to_owned()))??
-        else {
-            return Ok(());
-        };
+            .map_err(|_| ServeError::Gone("no first message came".to_owned()))??;
+        match first {
+            None => Ok(()),
+            Some(RequesterMessage::Join { swarm, proof }) => {
+                Box::pin(self.join_and_answer(swarm, proof)).await
+            }
+            Some(RequesterMessage::Enlist(enlist)) => Box::pin(self.serve_member(enlist)).await,
+            Some(RequesterMessage::Announce { swarms }) => {
+                Box::pin(self.serve_announcer(swarms)).await
+            }
+            Some(other) => Err(ServeError::Violation(format!(
+                "{} before a join",
+                other.name()
+            ))),
+        }
+    }
+
+    async fn join_and_answer(
+        &mut self,
+        swarm: SwarmId,
+        proof: JoinProof,
+    ) -> Result<(), ServeError> {
         let Some(proof) = self.check(swarm, proof).await? else {
             return self.write(&ResponderMessage::Unknown).await;
         };
@@ -287,14 +289,6 @@ impl Stream {
         self.write(&ResponderMessage::Joined { proof, have })
             .await?;
         self.answer_requests(content).await
-    }
-
-    async fn read_join(&mut self) -> Result<Option<(SwarmId, JoinProof)>, ServeError> {
-        match self.next().await? {
-            None => Ok(None),
-            Some(RequesterMessage::Join { swarm, proof }) => Ok(Some((swarm, proof))),
-            Some(other) => Err(ServeError::Violation(format!("{other:?} before a join"))),
-        }
     }
 
     /// The responder's proof, if there is such a content and the requester knows its key. Until that
@@ -331,10 +325,14 @@ impl Stream {
                 RequesterMessage::Request(range) => self.answer_range(&content, range).await?,
                 RequesterMessage::ManifestRequest => self.answer_manifest(&content).await?,
                 RequesterMessage::HaveRequest => self.answer_have(&content).await?,
-                RequesterMessage::Join { .. } => {
-                    return Err(ServeError::Violation(
-                        "a second join on one stream".to_owned(),
-                    ));
+                RequesterMessage::HaveWatch => return self.push_have(&content).await,
+                RequesterMessage::Join { .. }
+                | RequesterMessage::Enlist(_)
+                | RequesterMessage::Report(_)
+                | RequesterMessage::Announce { .. }
+                | RequesterMessage::Withdraw { .. } => {
+                    let what = format!("{} on a joined stream", message.name());
+                    return Err(ServeError::Violation(what));
                 }
             }
         }
@@ -417,8 +415,9 @@ impl Stream {
         Ok(())
     }
 
+    /// No message but an announcer's is longer than a member's first one.
     async fn next(&mut self) -> Result<Option<RequesterMessage>, ServeError> {
-        Ok(self.reader.next().await?)
+        Ok(self.reader.next_within(MAX_ENLIST_BYTES).await?)
     }
 
     async fn write_busy(&mut self) -> Result<(), ServeError> {
@@ -521,6 +520,7 @@ impl From<ReceiveError> for ServeError {
     fn from(error: ReceiveError) -> Self {
         match error {
             ReceiveError::Wire(error) => error.into(),
+            error @ ReceiveError::TooLong { .. } => Self::Violation(error.to_string()),
             ReceiveError::Truncated => {
                 Self::Violation("the stream ended within a message".to_owned())
             }
@@ -559,25 +559,5 @@ mod tests {
         assert_eq!(batches, [0..1, 1..2, 2..4, 4..5, 5..6, 6..7]);
         assert_eq!(batch_of(&(100..200), length), 100..132, "past the end");
         assert_eq!(batch_of(&(u32::MAX - 2..u32::MAX - 1), length).len(), 1);
-    }
-
-    async fn ends_within(seconds: u64, future: impl Future<Output = ()>) -> bool {
-        let deadline = Duration::from_secs(seconds);
-        tokio::time::timeout(deadline, future).await.is_ok()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_is_unjoined_after_a_whole_timeout_without_a_joined_stream() {
-        let timeout = Duration::from_secs(30);
-        let joined = Arc::new(watch::Sender::new(0));
-        let mut unjoined = std::pin::pin!(unjoined_for(timeout, joined.subscribe()));
-        assert!(!ends_within(29, unjoined.as_mut()).await);
-        let stream = Joined::count(&joined);
-        assert!(!ends_within(100, unjoined.as_mut()).await);
-        drop(stream);
-        assert!(!ends_within(29, unjoined.as_mut()).await);
-        drop(Joined::count(&joined));
-        assert!(!ends_within(29, unjoined.as_mut()).await);
-        assert!(ends_within(2, unjoined.as_mut()).await);
     }
 }

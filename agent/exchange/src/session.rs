@@ -14,6 +14,7 @@ use crate::error::{Misbehaviour, PeerFailure};
 use crate::hub::{HubHandle, Link};
 use crate::proof::{SessionSecret, Side};
 use crate::reading::{MessageReader, ReceiveError};
+use crate::watch::{self, HaveWatch};
 
 /// How long to wait until the peer lets another stream be opened. That is no slowness of the peer:
 /// this agent's other downloads have them all. Bounded for a peer that never lets one be opened.
@@ -79,6 +80,11 @@ impl PeerSession {
         sized(&have.await?, segments)
     }
 
+    /// What the peer has, and then what it comes to have, as it comes.
+    pub fn watch(&self, segments: u32) -> HaveWatch {
+        watch::start(&self.hub, Arc::clone(&self.link), self.key, segments)
+    }
+
     /// The manifest, head and body, as the peer has it: unverified, at most `limit_bytes`. `None`
     /// when the peer holds the content without one.
     ///
@@ -123,14 +129,14 @@ pub(crate) struct JoinedStream {
 impl JoinedStream {
     /// Opens a stream and joins the swarm on it.
     pub(crate) async fn open(link: &Link, key: &ContentKey) -> Result<Self, PeerFailure> {
-        let stream = within(STREAM_DEADLINE, open_stream(link)).await?;
+        let stream = open_stream(link).await?;
         within(link.answer_timeout, join_on(stream, link, key))
             .await
             .inspect_err(|failure| note_misbehaviour(link, failure))
     }
 
     /// One question, one answer.
-    async fn ask<T>(
+    pub(crate) async fn ask<T>(
         &mut self,
         link: &Link,
         question: RequesterMessage,
@@ -148,7 +154,7 @@ impl JoinedStream {
     }
 }
 
-async fn within<T>(
+pub(crate) async fn within<T>(
     deadline: Duration,
     work: impl Future<Output = Result<T, PeerFailure>>,
 ) -> Result<T, PeerFailure> {
@@ -190,6 +196,10 @@ pub(crate) fn failure(error: ReceiveError, what: &'static str) -> PeerFailure {
     match error {
         ReceiveError::Wire(error) => Misbehaviour::Wire(error).into(),
         ReceiveError::Truncated => Misbehaviour::Truncated { what }.into(),
+        error @ ReceiveError::TooLong { .. } => {
+            let message = error.to_string();
+            Misbehaviour::OutOfPlace { message }.into()
+        }
         ReceiveError::Stream(error) => PeerFailure::lost(&error),
     }
 }
@@ -215,9 +225,13 @@ fn received(link: &Link, error: ReceiveError, what: &'static str) -> PeerFailure
     failure
 }
 
-async fn open_stream(link: &Link) -> Result<(SendStream, RecvStream), PeerFailure> {
-    let opened = link.connection.open_bi().await;
-    opened.map_err(|error| PeerFailure::lost(&error))
+/// Waits until the peer lets another stream be opened.
+pub(crate) async fn open_stream(link: &Link) -> Result<(SendStream, RecvStream), PeerFailure> {
+    let opening = async {
+        let opened = link.connection.open_bi().await;
+        opened.map_err(|error| PeerFailure::lost(&error))
+    };
+    within(STREAM_DEADLINE, opening).await
 }
 
 async fn join_on(
@@ -244,11 +258,13 @@ async fn join_on(
         | ResponderMessage::RangeBusy { .. }
         | ResponderMessage::Manifest { .. }
         | ResponderMessage::NoManifest
-        | ResponderMessage::Have(_)) => Err(out_of_place(&other)),
+        | ResponderMessage::Have(_)
+        | ResponderMessage::HaveMore(_)
+        | ResponderMessage::Answer(_)) => Err(out_of_place(&other)),
     }
 }
 
-fn read_have(message: ResponderMessage) -> Result<Have, PeerFailure> {
+pub(crate) fn read_have(message: ResponderMessage) -> Result<Have, PeerFailure> {
     match message {
         ResponderMessage::Have(have) => Ok(have),
         ResponderMessage::Busy { retry_after } => Err(PeerFailure::Busy { retry_after }),
@@ -258,7 +274,9 @@ fn read_have(message: ResponderMessage) -> Result<Have, PeerFailure> {
         | ResponderMessage::Absent { .. }
         | ResponderMessage::RangeBusy { .. }
         | ResponderMessage::Manifest { .. }
-        | ResponderMessage::NoManifest) => Err(out_of_place(&other)),
+        | ResponderMessage::NoManifest
+        | ResponderMessage::HaveMore(_)
+        | ResponderMessage::Answer(_)) => Err(out_of_place(&other)),
     }
 }
 
@@ -278,6 +296,8 @@ fn read_manifest_length(
         | ResponderMessage::Segment { .. }
         | ResponderMessage::Absent { .. }
         | ResponderMessage::RangeBusy { .. }
-        | ResponderMessage::Have(_)) => Err(out_of_place(&other)),
+        | ResponderMessage::Have(_)
+        | ResponderMessage::HaveMore(_)
+        | ResponderMessage::Answer(_)) => Err(out_of_place(&other)),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use branchline_core::SegmentSet;
 use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
 use bytes::Bytes;
+use tokio::sync::watch;
 
 /// Finds contents by their swarm. Called on reader threads only; may block.
 pub trait ContentSource: Send + Sync + 'static {
@@ -22,6 +23,13 @@ pub trait ContentSource: Send + Sync + 'static {
 pub trait ServedContent: Send + Sync + 'static {
     /// Which segments can be read now.
     fn have(&self) -> SegmentSet;
+
+    /// Changes whenever [`Self::have`] has grown, for those who watch it; `None` where it never will.
+    /// When its sender is dropped, watchers are told that no more will come. Called on the exchange's own
+    /// thread: must not block.
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 
     /// The manifest as published, head and body; `None` where the content came without one.
     fn manifest(&self) -> Option<Bytes>;

@@ -33,9 +33,10 @@ const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// and a LAN's round trips are short.
 const ACK_EVERY_PACKETS: u32 = 10;
 
-/// Streams one requester may have open on a connection. All its downloads from this agent share one,
-/// and each keeps four open: 32 downloads at a time.
-pub(crate) const MAX_STREAMS_PER_CONNECTION: u32 = 128;
+/// Streams one requester may have open on a connection. All that it wants of this agent shares one, and
+/// a download keeps six open at most, four for segments, a watch and a membership: 42 downloads at a time.
+/// A stream that has said nothing yet costs 3 KiB, for [`crate::serve`]'s deadline.
+pub(crate) const MAX_STREAMS_PER_CONNECTION: u32 = 256;
 
 /// Room for a burst while the exchange's thread is not scheduled; the kernel doubles it and, without
 /// CAP_NET_ADMIN, caps it at `net.core.rmem_max`.

@@ -6,9 +6,10 @@ use branchline_hashing::{SegmentIndex, SwarmId};
 
 use super::{
     Decoded, Have, JoinProof, MAX_REQUEST_SEGMENTS, MAX_SEGMENT_BYTES, RequesterMessage,
-    ResponderMessage, WireMessage,
+    ResponderMessage, WireMessage, steward,
 };
 use crate::SegmentRange;
+use crate::swarm::MAX_BLOCKS;
 
 /// The first byte of each message.
 mod kind {
@@ -16,6 +17,11 @@ mod kind {
     pub(super) const REQUEST: u8 = 0x02;
     pub(super) const MANIFEST_REQUEST: u8 = 0x03;
     pub(super) const HAVE_REQUEST: u8 = 0x04;
+    pub(super) const ENLIST: u8 = 0x05;
+    pub(super) const REPORT: u8 = 0x06;
+    pub(super) const ANNOUNCE: u8 = 0x07;
+    pub(super) const WITHDRAW: u8 = 0x08;
+    pub(super) const HAVE_WATCH: u8 = 0x09;
 
     pub(super) const JOINED: u8 = 0x81;
     pub(super) const UNKNOWN: u8 = 0x82;
@@ -26,6 +32,8 @@ mod kind {
     pub(super) const MANIFEST: u8 = 0x87;
     pub(super) const NO_MANIFEST: u8 = 0x88;
     pub(super) const HAVE: u8 = 0x89;
+    pub(super) const ANSWER: u8 = 0x8a;
+    pub(super) const HAVE_MORE: u8 = 0x8b;
 }
 
 /// Bytes that no message of `branchline/1` begins with.
@@ -73,6 +81,42 @@ pub enum WireError {
         /// Segments of the content.
         size: u32,
     },
+    /// A list with more entries than may travel.
+    #[error("a list of {count}, at most {most} may travel")]
+    ListTooLong {
+        /// What it claims.
+        count: u32,
+        /// What may travel.
+        most: usize,
+    },
+    /// A byte that stands for one of a few things, and for none of them.
+    #[error("the byte {found:#04x} stands for nothing here")]
+    UnknownValue {
+        /// The byte.
+        found: u8,
+    },
+    /// Segments that cannot be gathered so: no blocks, or too many.
+    #[error("{segments} segments by {segments_per_block} are no blocks (1 to {MAX_BLOCKS})")]
+    BadBlocks {
+        /// Segments of the content.
+        segments: u32,
+        /// Segments in a block.
+        segments_per_block: u32,
+    },
+    /// A set of blocks of another size than the content's, or than any content's.
+    #[error("a set of {size} blocks is of no such content")]
+    WrongBlockCount {
+        /// The set's size.
+        size: u32,
+    },
+    /// Blocks that are none, or past the content's end.
+    #[error("{count} blocks from #{first} on are none of the content's")]
+    BadBlockRange {
+        /// Their beginning.
+        first: u32,
+        /// Their number.
+        count: u32,
+    },
 }
 
 /// Why decoding ended without a message.
@@ -105,7 +149,17 @@ impl<'a> Fields<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Stop> {
+    /// Sees to it that the next `count` bytes are there, so that fields of a fixed total size are
+    /// waited for together.
+    pub(super) fn need(&self, count: usize) -> Result<(), Stop> {
+        let end = self.at + count;
+        match self.bytes.len() >= end {
+            true => Ok(()),
+            false => Err(Stop::Incomplete { needs: end }),
+        }
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Stop> {
         let taken = self.take(N)?;
         Ok(taken.try_into().expect("take gives N bytes"))
     }
@@ -153,13 +207,13 @@ fn decode_with<M>(
     }
 }
 
-fn put_u32s(out: &mut Vec<u8>, values: &[u32]) {
+pub(super) fn put_u32s(out: &mut Vec<u8>, values: &[u32]) {
     values
         .iter()
         .for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
 }
 
-fn to_milliseconds(duration: Duration) -> u32 {
+pub(super) fn to_milliseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
@@ -173,6 +227,15 @@ impl WireMessage for RequesterMessage {
             kind::REQUEST => Ok(Self::Request(fields.range()?)),
             kind::MANIFEST_REQUEST => Ok(Self::ManifestRequest),
             kind::HAVE_REQUEST => Ok(Self::HaveRequest),
+            kind::ENLIST => Ok(Self::Enlist(steward::read_enlist(fields)?)),
+            kind::REPORT => Ok(Self::Report(steward::read_report(fields)?)),
+            kind::ANNOUNCE => Ok(Self::Announce {
+                swarms: steward::read_swarms(fields)?,
+            }),
+            kind::WITHDRAW => Ok(Self::Withdraw {
+                swarms: steward::read_swarms(fields)?,
+            }),
+            kind::HAVE_WATCH => Ok(Self::HaveWatch),
             found => Err(WireError::UnknownType { found }.into()),
         })
     }
@@ -190,6 +253,23 @@ impl WireMessage for RequesterMessage {
             }
             Self::ManifestRequest => out.push(kind::MANIFEST_REQUEST),
             Self::HaveRequest => out.push(kind::HAVE_REQUEST),
+            Self::Enlist(enlist) => {
+                out.push(kind::ENLIST);
+                steward::write_enlist(enlist, out);
+            }
+            Self::Report(report) => {
+                out.push(kind::REPORT);
+                steward::write_report(report, out);
+            }
+            Self::Announce { swarms } => {
+                out.push(kind::ANNOUNCE);
+                steward::write_swarms(swarms, out);
+            }
+            Self::Withdraw { swarms } => {
+                out.push(kind::WITHDRAW);
+                steward::write_swarms(swarms, out);
+            }
+            Self::HaveWatch => out.push(kind::HAVE_WATCH),
         }
     }
 }
@@ -218,6 +298,8 @@ impl WireMessage for ResponderMessage {
             }),
             kind::NO_MANIFEST => Ok(Self::NoManifest),
             kind::HAVE => Ok(Self::Have(Have::read(fields)?)),
+            kind::ANSWER => Ok(Self::Answer(steward::read_answer(fields)?)),
+            kind::HAVE_MORE => Ok(Self::HaveMore(Have::read(fields)?)),
             found => Err(WireError::UnknownType { found }.into()),
         })
     }
@@ -254,6 +336,14 @@ impl WireMessage for ResponderMessage {
             Self::NoManifest => out.push(kind::NO_MANIFEST),
             Self::Have(have) => {
                 out.push(kind::HAVE);
+                have.write(out);
+            }
+            Self::Answer(answer) => {
+                out.push(kind::ANSWER);
+                steward::write_answer(answer, out);
+            }
+            Self::HaveMore(have) => {
+                out.push(kind::HAVE_MORE);
                 have.write(out);
             }
         }

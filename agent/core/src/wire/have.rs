@@ -82,6 +82,11 @@ impl Have {
 
     pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, Stop> {
         let size = fields.u32()?;
+        Self::read_of(fields, size)
+    }
+
+    /// What follows the size.
+    pub(super) fn read_of(fields: &mut Fields<'_>, size: u32) -> Result<Self, Stop> {
         let body = match fields.u8()? {
             form::RANGES => Body::Ranges(read_ranges(fields, size)?),
             form::BITMAP => Body::Bitmap(read_bitmap(fields, size)?),
@@ -122,7 +127,8 @@ impl fmt::Debug for Have {
 
 fn read_ranges(fields: &mut Fields<'_>, size: u32) -> Result<Vec<SegmentRange>, Stop> {
     let count = fields.u32()?;
-    if count > MAX_HAVE_RANGES {
+    // Each is a segment at least, with a gap before the next.
+    if count > MAX_HAVE_RANGES.min(size.div_ceil(2)) {
         return Err(WireError::HaveTooLong { size, parts: count }.into());
     }
     let bytes = fields.take(count as usize * 8)?;

@@ -17,12 +17,12 @@ use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::Identity;
 use branchline_exchange::{
     ContentSource, Download, DownloadSpec, EventSink, Exchange, ExchangeOptions, Listen, PeerEvent,
-    PeerEventKind, PeerFailure, PeerSession, ServedContent,
+    PeerEventKind, PeerFailure, PeerSession, SeatEvents, ServedContent, StewardSeat,
 };
 use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Far beyond what anything here takes; a test that runs into it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -93,6 +93,10 @@ pub struct Memory {
     pub manifest: Option<Bytes>,
     pub gate: Option<Gate>,
     pub reads: AtomicUsize,
+    /// How often it was asked what it has.
+    pub looks: AtomicUsize,
+    /// While it can still grow.
+    pub changes: Mutex<Option<watch::Sender<u64>>>,
 }
 
 impl Memory {
@@ -121,6 +125,8 @@ impl Memory {
             manifest: None,
             gate: None,
             reads: AtomicUsize::new(0),
+            looks: AtomicUsize::new(0),
+            changes: Mutex::default(),
         }
     }
 
@@ -130,6 +136,37 @@ impl Memory {
 
     pub fn length(&self) -> u64 {
         self.all.iter().map(|segment| segment.len() as u64).sum()
+    }
+
+    /// A content that has nothing yet, and tells when that changes.
+    pub fn growing(self) -> Self {
+        Self {
+            changes: Mutex::new(Some(watch::Sender::new(0))),
+            ..self.only(|_| false)
+        }
+    }
+
+    /// Has these, too.
+    pub fn add(&self, indices: impl IntoIterator<Item = u32>) {
+        let mut have = self.have.lock().expect("no panic");
+        indices.into_iter().for_each(|index| {
+            have.insert(SegmentIndex(index));
+        });
+        drop(have);
+        let changes = self.changes.lock().expect("no panic");
+        let changes = changes.as_ref().expect("it grows");
+        changes.send_modify(|change| *change += 1);
+    }
+
+    /// It has all that it will ever have.
+    pub fn stop_growing(&self) {
+        self.changes.lock().expect("no panic").take();
+    }
+
+    /// How many want to know when it grows.
+    pub fn watched_by(&self) -> usize {
+        let changes = self.changes.lock().expect("no panic");
+        changes.as_ref().map_or(0, watch::Sender::receiver_count)
     }
 
     pub fn only(self, keep: impl Fn(u32) -> bool) -> Self {
@@ -159,7 +196,13 @@ fn segment(name: u8, index: u32, length: u32) -> Bytes {
 
 impl ServedContent for Memory {
     fn have(&self) -> SegmentSet {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         self.have.lock().expect("no panic").clone()
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        let changes = self.changes.lock().expect("no panic");
+        changes.as_ref().map(watch::Sender::subscribe)
     }
 
     fn manifest(&self) -> Option<Bytes> {
@@ -234,6 +277,22 @@ impl Agent {
             exchange,
             shelf,
         }
+    }
+
+    /// One that is a steward, too.
+    pub fn steward(options: ExchangeOptions, contents: &[&Arc<Memory>]) -> (Self, SeatEvents) {
+        let identity = identity();
+        let peer = identity.peer_id();
+        let shelf = Shelf::of(contents);
+        let source = Arc::clone(&shelf) as Arc<dyn ContentSource>;
+        let (seat, events) = StewardSeat::new();
+        let exchange = Exchange::start_with_seat(options, identity, source, seat);
+        let agent = Self {
+            peer,
+            exchange: exchange.expect("it starts on loopback"),
+            shelf,
+        };
+        (agent, events)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -343,9 +402,19 @@ impl RawPeer {
     }
 
     pub async fn dial(&self, agent: &Agent) -> quinn::Connection {
+        self.dial_with(agent, quinn::TransportConfig::default())
+            .await
+    }
+
+    pub async fn dial_with(
+        &self,
+        agent: &Agent,
+        transport: quinn::TransportConfig,
+    ) -> quinn::Connection {
         let tls = self.identity.client_tls(ALPN, agent.peer).expect("TLS");
         let crypto = QuicClientConfig::try_from(tls).expect("AES-128-GCM");
-        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport));
         let connecting = self.endpoint.connect_with(config, agent.address(), "raw");
         soon(connecting.expect("valid")).await.expect("a handshake")
     }
