@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use branchline_core::PeerId;
 use branchline_discovery::{Discovery, DiscoveryConfig, Identity, Member, Membership, StaticPeer};
-use branchline_exchange::{Exchange, ExchangeOptions, Listen, UploadStats};
+use branchline_exchange::{Exchange, ExchangeOptions, Listen, StewardSeat, UploadStats};
 use branchline_origin::{Origin, OriginOptions};
 use branchline_store::{ContentSummary, OpenError, Store, StoreOptions};
 use futures_util::FutureExt;
@@ -128,11 +128,14 @@ impl Running {
         let (shelf, source) = engine::shelf(&store);
         let origin = Origin::new(&origin_options(config))
             .map_err(|error| Failure::new(FailureKind::Usage, error))?;
-        let exchange = config.discovery.enabled.then(|| {
-            Exchange::start(exchange_options(config), identity.clone(), source)
+        let shared = config.discovery.enabled.then(|| {
+            let (seat, events) = StewardSeat::new();
+            let options = exchange_options(config);
+            Exchange::start_with_seat(options, identity.clone(), source, seat)
+                .map(|exchange| (exchange, events))
                 .map_err(|error| Failure::new(FailureKind::Network, error))
         });
-        let exchange = exchange.transpose()?;
+        let (exchange, seat) = shared.transpose()?.unzip();
         let exchange_port = exchange.as_ref().map_or(0, Exchange::port);
         let discovery = match exchange_port {
             0 => None,
@@ -143,6 +146,8 @@ impl Running {
         };
         let members = discovery.as_ref().map_or_else(nobody, Discovery::members);
         let engine = Engine::start(Parts {
+            me: identity.peer_id(),
+            seat,
             origin,
             store,
             shelf,

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use branchline_core::SegmentSet;
 use branchline_hashing::{ContentKey, Manifest, SegmentIndex, VerifiedSegment};
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::api::Trust;
 
@@ -21,6 +22,8 @@ pub(crate) struct LocalContent {
     proved: AtomicBool,
     /// Written by the one transfer, read by those who serve; never held across anything slow.
     done: RwLock<SegmentSet>,
+    /// Counts segments that come; none when no more will.
+    growth: RwLock<Option<watch::Sender<u64>>>,
     file: File,
 }
 
@@ -39,6 +42,7 @@ impl LocalContent {
             encoded: OnceLock::new(),
             proved: AtomicBool::new(false),
             done: RwLock::new(done),
+            growth: RwLock::new(Some(watch::Sender::new(0))),
             file,
         }
     }
@@ -78,12 +82,30 @@ impl LocalContent {
             .clone()
     }
 
-    /// One more is.
-    pub(crate) fn mark_done(&self, index: SegmentIndex) {
-        self.done
+    /// One more is; whether it was not before.
+    pub(crate) fn mark_done(&self, index: SegmentIndex) -> bool {
+        let new = self
+            .done
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(index);
+        let growth = self.growth.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(growth) = &*growth {
+            growth.send_modify(|count| *count += 1);
+        }
+        new
+    }
+
+    /// Tells of each segment that comes; `None` when no more will.
+    pub(crate) fn growth(&self) -> Option<watch::Receiver<u64>> {
+        let growth = self.growth.read().unwrap_or_else(PoisonError::into_inner);
+        growth.as_ref().map(watch::Sender::subscribe)
+    }
+
+    /// No more will come: whoever watches is told.
+    pub(crate) fn end_growth(&self) {
+        let mut growth = self.growth.write().unwrap_or_else(PoisonError::into_inner);
+        *growth = None;
     }
 
     /// Reads a segment that is done, and verifies it once more: the file may have been changed by

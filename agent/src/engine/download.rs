@@ -14,6 +14,7 @@ use crate::engine::content::LocalContent;
 use crate::engine::error::{Difference, GetError};
 use crate::engine::ingest::Job;
 use crate::engine::lookup::{self, Known};
+use crate::engine::manifest_search::Handover;
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::plain::{self, Plain, PlainError};
 use crate::engine::planned::{Planned, PlannedError};
@@ -138,13 +139,14 @@ impl Download<'_> {
 
     async fn attempt(&self, again: bool, meter: &mut Meter) -> Result<Complete, Attempt> {
         meter.report(0, "the origin to answer");
-        let known = lookup::ask(self.shared, &self.target, self.request, again).await?;
+        let mut known = lookup::ask(self.shared, &self.target, self.request, again).await?;
+        let handover = known.handover.take();
         let Some(table) = self.table(&known).await else {
             return self.plain(known, meter).await;
         };
         let (made_by, key) = (table.made_by, table.key);
         let refutable = made_by != TableMaker::Publisher;
-        let complete = match self.planned(&known, table, meter).await {
+        let complete = match self.planned(&known, table, handover, meter).await {
             Ok(complete) => complete,
             // Nobody lied but the table: with the origin's word it is a wrong one.
             Err(PlannedError::OriginMismatch { .. }) if refutable => {
@@ -260,6 +262,7 @@ impl Download<'_> {
         &self,
         known: &Known,
         table: Table,
+        handover: Option<Handover>,
         meter: &mut Meter,
     ) -> Result<Complete, PlannedError> {
         let Table {
@@ -302,8 +305,9 @@ impl Download<'_> {
             target: &self.target,
             remote: known.remote.as_ref().ok(),
             peers,
+            pace: known.pace,
         };
-        planned.run(meter).await?;
+        planned.run(handover, meter).await?;
         Ok(Complete { content, on_shelf })
     }
 

@@ -2,48 +2,39 @@
 //!
 //! Segments go straight to the writer's queue; everything else comes out of [`Links::next`]. When
 //! the queue is full, peers are not read from: QUIC's flow control then holds them back. Decides
-//! nothing about segments; it only keeps asking members whether they hold the content by now.
+//! nothing: whom to join, and when again, is the planner's.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use branchline_core::planner::DropReason;
+use branchline_core::planner::{DropReason, JoinFailure};
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
-use branchline_discovery::{Member, Membership};
+use branchline_discovery::Membership;
 use branchline_exchange::{
-    Download, DownloadSpec, EventSink, Exchange, JoinError, PeerEvent, PeerEventKind, PeerFailure,
-    PeerSession,
+    Download, DownloadSpec, EventSink, Exchange, HaveUpdate, JoinError, PeerEvent, PeerEventKind,
+    PeerFailure, PeerSession,
 };
 use branchline_hashing::{ContentKey, SegmentIndex};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::engine::writer::Arrivals;
 
-/// Members asked for one content. More would cost a small office nothing and a large one a burst
-/// of connections.
-const MAX_ASKED: usize = 64;
-
 /// Words of peers that wait for the planner.
 const WORD_QUEUE: usize = 256;
-
-/// A member that does not hold the content is asked again after so long: it may be fetching it.
-const ASK_AGAIN: Duration = Duration::from_secs(3);
-
-/// A peer that holds only a part is asked what it has by now after so long.
-const REFRESH: Duration = Duration::from_millis(500);
 
 /// What a peer did, but for sending a segment.
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
     /// It holds these.
     Joined { peer: PeerId, have: SegmentSet },
-    /// One that was asked for the first time does not take part.
-    NotJoined,
+    /// One that was asked does not take part.
+    NotJoined { peer: PeerId, failure: JoinFailure },
     /// It holds these by now.
     Have { peer: PeerId, have: SegmentSet },
+    /// It has come to hold these.
+    HaveMore { peer: PeerId, more: SegmentSet },
     /// It does not hold this.
     Absent { peer: PeerId, index: SegmentIndex },
     /// It will not send these now.
@@ -64,24 +55,31 @@ pub(crate) struct Links<'a> {
     key: ContentKey,
     spec: DownloadSpec,
     peers: BTreeMap<PeerId, Link>,
-    /// Members as they were last seen, to ask them again.
-    members: BTreeMap<PeerId, Member>,
     tasks: JoinSet<TaskEnd>,
     words: mpsc::Receiver<PeerEvent>,
+    to_me: mpsc::Sender<(PeerId, HaveUpdate)>,
+    updates: mpsc::Receiver<(PeerId, HaveUpdate)>,
 }
 
 enum Link {
-    /// Asked, or waiting to be asked again. `first`: the planner waits for the answer.
-    Asking { first: bool },
+    Asking,
     Joined {
         session: PeerSession,
         download: Download,
-        holds_all: bool,
-        /// What it has is being asked.
-        asked: bool,
+        /// Held, and heard in [`Links::next`].
+        _watch: Watch,
     },
-    /// Cut off: not to be asked again.
+    /// Cut off.
     Dropped,
+}
+
+/// The task that hears what a peer holds; dropping it ends the watch.
+struct Watch(AbortHandle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 enum TaskEnd {
@@ -89,9 +87,9 @@ enum TaskEnd {
         peer: PeerId,
         result: Result<PeerSession, JoinError>,
     },
-    Have {
+    Watch {
         peer: PeerId,
-        result: Result<SegmentSet, PeerFailure>,
+        failure: Option<PeerFailure>,
     },
 }
 
@@ -104,6 +102,7 @@ impl<'a> Links<'a> {
         arrivals: Arrivals,
     ) -> Self {
         let (rest, words) = mpsc::channel(WORD_QUEUE);
+        let (to_me, updates) = mpsc::channel(WORD_QUEUE);
         let table = Arc::clone(lengths);
         let spec = DownloadSpec {
             segments: u32::try_from(lengths.len()).unwrap_or(u32::MAX),
@@ -119,30 +118,26 @@ impl<'a> Links<'a> {
             key,
             spec,
             peers: BTreeMap::new(),
-            members: BTreeMap::new(),
             tasks: JoinSet::new(),
             words,
+            to_me,
+            updates,
         }
     }
 
-    /// Asks members that were not asked yet; says how many.
-    pub(crate) fn update(&mut self, members: &Membership) -> u32 {
+    /// Asks a member to let this agent join. One that has gone meanwhile is not reached.
+    pub(crate) fn join(&mut self, members: &Membership, peer: PeerId) {
         let Some(exchange) = self.exchange else {
-            return 0;
+            return;
         };
-        let mut asked = 0;
-        self.members
-            .retain(|peer, _| members.member(peer).is_some());
-        for (peer, member) in members.members() {
-            self.members.insert(*peer, member.clone());
-            if self.peers.len() < MAX_ASKED && !self.peers.contains_key(peer) {
-                self.peers.insert(*peer, Link::Asking { first: true });
-                self.tasks
-                    .spawn(ask(exchange, member, self.key, Duration::ZERO));
-                asked += 1;
-            }
-        }
-        asked
+        let member = members.member(&peer);
+        let addresses = member.map(|member| member.exchange_addresses.clone());
+        let join = exchange.join(peer, addresses.unwrap_or_default(), self.key);
+        self.peers.insert(peer, Link::Asking);
+        self.tasks.spawn(async move {
+            let result = join.await;
+            TaskEnd::Join { peer, result }
+        });
     }
 
     /// How many have joined.
@@ -181,7 +176,7 @@ impl<'a> Links<'a> {
         }
     }
 
-    /// Ends the session with a peer, for good.
+    /// Ends the session with a peer.
     pub(crate) fn drop_peer(&mut self, peer: PeerId, reason: DropReason) {
         if let Some(Link::Joined { session, .. }) = self.peers.insert(peer, Link::Dropped)
             && reason == DropReason::Lied
@@ -195,8 +190,15 @@ impl<'a> Links<'a> {
         loop {
             let event = tokio::select! {
                 Some(word) = self.words.recv() => self.word(word),
-                Some(Ok(end)) = self.tasks.join_next() => self.task_ended(end),
-                else => std::future::pending().await,
+                Some((peer, update)) = self.updates.recv() => self.update(peer, update),
+                Some(end) = self.tasks.join_next() => match end {
+                Ok(end) => self.task_ended(end),
+                Err(error) => {
+                    // A watch that was ended; or a panic, which has said so.
+                    tracing::trace!(%error, "a task of a peer has ended");
+                    None
+                }
+            },
             };
             if let Some(event) = event {
                 return event;
@@ -207,9 +209,8 @@ impl<'a> Links<'a> {
     fn word(&mut self, word: PeerEvent) -> Option<LinkEvent> {
         let peer = word.peer;
         match word.kind {
-            // Segments went to the writer.
-            PeerEventKind::Segment { .. } => None,
-            PeerEventKind::Have(have) => self.holds(peer, have),
+            // Segments went to the writer, and what it has is watched.
+            PeerEventKind::Segment { .. } | PeerEventKind::Have(_) => None,
             PeerEventKind::Absent(index) => Some(LinkEvent::Absent { peer, index }),
             PeerEventKind::Busy { range, retry_after } => Some(LinkEvent::Busy {
                 peer,
@@ -220,35 +221,22 @@ impl<'a> Links<'a> {
         }
     }
 
-    fn holds(&mut self, peer: PeerId, have: SegmentSet) -> Option<LinkEvent> {
-        let Some(Link::Joined { holds_all, .. }) = self.peers.get_mut(&peer) else {
-            return None;
-        };
-        if *holds_all {
-            return None;
-        }
-        *holds_all = have.is_full();
-        self.refresh(peer);
-        Some(LinkEvent::Have { peer, have })
+    fn is_joined(&self, peer: PeerId) -> bool {
+        matches!(self.peers.get(&peer), Some(Link::Joined { .. }))
     }
 
-    /// Asks a peer that holds only a part what it has, a little later; one question at a time.
-    fn refresh(&mut self, peer: PeerId) {
-        if let Some(Link::Joined {
-            session,
-            holds_all: false,
-            asked,
-            ..
-        }) = self.peers.get_mut(&peer)
-            && !std::mem::replace(asked, true)
-        {
-            self.tasks
-                .spawn(refresh(session.clone(), self.spec.segments));
+    fn update(&mut self, peer: PeerId, update: HaveUpdate) -> Option<LinkEvent> {
+        if !self.is_joined(peer) {
+            return None;
         }
+        Some(match update {
+            HaveUpdate::All(have) => LinkEvent::Have { peer, have },
+            HaveUpdate::More(more) => LinkEvent::HaveMore { peer, more },
+        })
     }
 
     fn failed(&mut self, peer: PeerId, failure: &PeerFailure) -> Option<LinkEvent> {
-        if !matches!(self.peers.get(&peer), Some(Link::Joined { .. })) {
+        if !self.is_joined(peer) {
             return None;
         }
         tracing::debug!(%peer, %failure, "a session with a peer has ended");
@@ -259,7 +247,7 @@ impl<'a> Links<'a> {
             | PeerFailure::Lost { .. }
             | PeerFailure::TimedOut { .. }
             | PeerFailure::Stopped => {
-                self.ask_after(peer, ASK_AGAIN);
+                self.peers.remove(&peer);
                 Some(LinkEvent::Left { peer })
             }
         }
@@ -268,19 +256,7 @@ impl<'a> Links<'a> {
     fn task_ended(&mut self, end: TaskEnd) -> Option<LinkEvent> {
         match end {
             TaskEnd::Join { peer, result } => self.join_ended(peer, result),
-            TaskEnd::Have { peer, result } => {
-                if let Some(Link::Joined { asked, .. }) = self.peers.get_mut(&peer) {
-                    *asked = false;
-                }
-                match result {
-                    Ok(have) => self.holds(peer, have),
-                    Err(error) => {
-                        tracing::debug!(%peer, %error, "a peer did not say what it has");
-                        self.refresh(peer);
-                        None
-                    }
-                }
-            }
+            TaskEnd::Watch { peer, failure } => self.failed(peer, &failure?),
         }
     }
 
@@ -289,10 +265,9 @@ impl<'a> Links<'a> {
         peer: PeerId,
         result: Result<PeerSession, JoinError>,
     ) -> Option<LinkEvent> {
-        let Some(Link::Asking { first }) = self.peers.get(&peer) else {
+        let Some(Link::Asking) = self.peers.get(&peer) else {
             return None;
         };
-        let first = *first;
         let joined = result.and_then(|session| {
             let have = session.have(self.spec.segments)?;
             Ok((session, have))
@@ -300,87 +275,57 @@ impl<'a> Links<'a> {
         match joined {
             Ok((session, have)) => {
                 let download = session.download(self.spec.clone());
+                let watch = self.watch(&session);
                 let link = Link::Joined {
                     session,
                     download,
-                    holds_all: have.is_full(),
-                    asked: false,
+                    _watch: watch,
                 };
                 self.peers.insert(peer, link);
                 Some(LinkEvent::Joined { peer, have })
             }
             Err(error) => {
                 tracing::debug!(%peer, %error, "a member does not take part");
-                self.ask_again(peer, &error);
-                first.then_some(LinkEvent::NotJoined)
-            }
-        }
-    }
-
-    fn ask_again(&mut self, peer: PeerId, error: &JoinError) {
-        let wait = match error {
-            JoinError::Peer(PeerFailure::Busy { retry_after }) => (*retry_after).max(REFRESH),
-            JoinError::Peer(PeerFailure::Misbehaved(_)) => {
-                self.peers.insert(peer, Link::Dropped);
-                return;
-            }
-            JoinError::Peer(_) | JoinError::Dial(_) => ASK_AGAIN,
-        };
-        match self.next_unasked(peer) {
-            // In a branch with more members than are asked at a time, another has its turn.
-            Some(next) => {
                 self.peers.remove(&peer);
-                self.ask_after(next, REFRESH);
+                let failure = failure_of(&error);
+                Some(LinkEvent::NotJoined { peer, failure })
             }
-            None => self.ask_after(peer, wait),
         }
     }
 
-    /// The member after `peer`, in a circle, that is not asked now.
-    fn next_unasked(&self, peer: PeerId) -> Option<PeerId> {
-        let after = self
-            .members
-            .range((Bound::Excluded(peer), Bound::Unbounded));
-        let mut circle = after.chain(self.members.range(..peer)).map(|(id, _)| *id);
-        circle.find(|id| !self.peers.contains_key(id))
-    }
-
-    /// A member that went away meanwhile is not asked; when it comes back it is new.
-    fn ask_after(&mut self, peer: PeerId, wait: Duration) {
-        match (self.exchange, self.members.get(&peer)) {
-            (Some(exchange), Some(member)) => {
-                self.tasks.spawn(ask(exchange, member, self.key, wait));
-                self.peers.insert(peer, Link::Asking { first: false });
-            }
-            _ => {
-                self.peers.remove(&peer);
-            }
-        }
+    /// Hears from now on what a peer comes to hold.
+    fn watch(&mut self, session: &PeerSession) -> Watch {
+        let (peer, updates) = (session.peer(), self.to_me.clone());
+        let mut watch = session.watch(self.spec.segments);
+        Watch(self.tasks.spawn(async move {
+            let failure = loop {
+                match watch.next().await {
+                    Ok(Some(update)) => {
+                        if updates.send((peer, update)).await.is_err() {
+                            break None;
+                        }
+                    }
+                    Ok(None) => break None,
+                    Err(failure) => break Some(failure),
+                }
+            };
+            TaskEnd::Watch { peer, failure }
+        }))
     }
 }
 
-/// Asks a member to let this agent join, after a wait.
-fn ask(
-    exchange: &Exchange,
-    member: &Member,
-    key: ContentKey,
-    after: Duration,
-) -> impl Future<Output = TaskEnd> + Send + use<> {
-    let peer = member.peer_id;
-    let join = exchange.join(peer, member.exchange_addresses.clone(), key);
-    async move {
-        tokio::time::sleep(after).await;
-        TaskEnd::Join {
-            peer,
-            result: join.await,
-        }
-    }
-}
-
-async fn refresh(session: PeerSession, segments: u32) -> TaskEnd {
-    tokio::time::sleep(REFRESH).await;
-    TaskEnd::Have {
-        peer: session.peer(),
-        result: session.ask_have(segments).await,
+fn failure_of(error: &JoinError) -> JoinFailure {
+    match error {
+        JoinError::Peer(PeerFailure::Busy { retry_after }) => JoinFailure::Busy {
+            retry_after: *retry_after,
+        },
+        JoinError::Peer(PeerFailure::Misbehaved(_)) => JoinFailure::Misbehaved,
+        JoinError::Peer(
+            PeerFailure::Unknown
+            | PeerFailure::Lost { .. }
+            | PeerFailure::TimedOut { .. }
+            | PeerFailure::Stopped,
+        )
+        | JoinError::Dial(_) => JoinFailure::Absent,
     }
 }

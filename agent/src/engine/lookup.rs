@@ -5,17 +5,13 @@
 //! of a file whose digest is known: neither is believed before it is checked.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use branchline_core::planner::OriginPace;
 use branchline_discovery::Membership;
 use branchline_exchange::Exchange;
-use branchline_hashing::{
-    ContentKey, Digest, Manifest, ManifestError, ManifestHead, SEGMENT_COUNT_LIMIT,
-    SegmentingParameters,
-};
-use branchline_origin::{
-    ByteRange, Document, Origin, OriginError, Remote, Retries, RetryPolicy, Target, manifest_url,
-};
+use branchline_hashing::{ContentKey, Digest, Manifest, ManifestHead, SegmentingParameters};
+use branchline_origin::{OriginError, Remote, Retries, RetryPolicy, Target, manifest_url};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -25,6 +21,7 @@ use crate::api::GetRequest;
 use crate::engine::Shared;
 use crate::engine::error::{Difference, GetError};
 use crate::engine::linux;
+use crate::engine::manifest_search::{self, Found, Handover};
 
 /// How long peers may take to send a manifest before the origin is asked for it: a LAN sends
 /// 1 MiB in 10 ms, and a peer that cannot is no help anyway.
@@ -44,10 +41,6 @@ const PEERS_ASKED: usize = 64;
 /// The longest table that is taken from strangers when nobody says how long the file is: that of
 /// 460 GB in fixed segments.
 const UNKNOWN_LENGTH_LIMIT_BYTES: u64 = 64 << 20;
-
-/// The longest manifest there can be: head, table, SHA-256.
-const MANIFEST_LIMIT_BYTES: u64 =
-    ManifestHead::LENGTH as u64 + SEGMENT_COUNT_LIMIT as u64 * 36 + 32;
 
 /// The first question is given up sooner than a download that has begun: somebody waits to hear
 /// that the address is wrong. At once, where peers can deliver without the origin.
@@ -70,6 +63,10 @@ pub(crate) struct Known {
     pub(crate) manifest_url: Url,
     /// Digests the whole file must have: the user's, or else the origin's.
     pub(crate) digests: Vec<Digest>,
+    /// How fast the origin is expected to be.
+    pub(crate) pace: OriginPace,
+    /// The relation with a steward that finding the manifest began.
+    pub(crate) handover: Option<Handover>,
 }
 
 /// Asks the origin about `target`, and for its manifest at the same time. `again`: the file changed
@@ -84,17 +81,19 @@ pub(crate) async fn ask(
     let others_may = !users_digests(request).is_empty() && shared.membership().count() > 0;
     let (mut patience, mut patience_for_manifest) = (at_first(others_may), at_first(others_may));
     let probe = patience.run(|| async {
-        match again {
-            false => shared.origin.probe(target).await,
-            true => shared.origin.probe_by_get(target).await,
-        }
+        let asked = Instant::now();
+        let remote = match again {
+            false => shared.origin.probe(target).await?,
+            true => shared.origin.probe_by_get(target).await?,
+        };
+        Ok((remote, manifest_search::pace_of(asked.elapsed())))
     });
     let early = async {
         if request.without_manifest {
             return Ok(None);
         }
         patience_for_manifest
-            .run(|| fetch_manifest(shared, target, &beside))
+            .run(|| manifest_search::fetch(shared, target, &beside))
             .await
     };
     let (remote, manifest) = tokio::join!(
@@ -102,13 +101,17 @@ pub(crate) async fn ask(
         in_time(target, others_may, early)
     );
     let mut digests = users_digests(request);
+    let pace = remote
+        .as_ref()
+        .map_or_else(|_| OriginPace::default(), |(_, pace)| *pace);
     let remote = match remote {
-        Ok(remote) => Ok(remote),
+        Ok((remote, _)) => Ok(remote),
         Err(error) if peers_may_do(&error) && !digests.is_empty() => Err(error),
         Err(error) => return Err(error.into()),
     };
-    let (manifest, manifest_url) =
+    let (found, manifest_url) =
         linked_manifest(shared, target, request, &remote, manifest, beside).await?;
+    let (manifest, handover) = found.unzip();
     if let Ok(remote) = &remote {
         if let Some(manifest) = &manifest {
             check_belongs(manifest, remote, target, &manifest_url)?;
@@ -124,6 +127,8 @@ pub(crate) async fn ask(
         manifest: manifest.map(Arc::new),
         manifest_url,
         digests,
+        pace,
+        handover: handover.flatten(),
     })
 }
 
@@ -155,7 +160,7 @@ async fn linked_manifest(
     remote: &Result<Remote, OriginError>,
     early: Result<Option<Found>, OriginError>,
     beside: Url,
-) -> Result<(Option<Manifest>, Url), GetError> {
+) -> Result<(Option<(Manifest, Option<Handover>)>, Url), GetError> {
     let link = remote
         .as_ref()
         .ok()
@@ -163,7 +168,7 @@ async fn linked_manifest(
     let (found, url) = match link.filter(|link| !request.without_manifest && *link != beside) {
         Some(link) => {
             let found = at_first(false)
-                .run(|| fetch_manifest(shared, target, &link))
+                .run(|| manifest_search::fetch(shared, target, &link))
                 .await?;
             (found, link)
         }
@@ -178,7 +183,7 @@ async fn linked_manifest(
     };
     match found {
         None => Ok((None, url)),
-        Some(Found::Manifest(manifest)) => Ok((Some(*manifest), url)),
+        Some(Found::Manifest { manifest, handover }) => Ok((Some((*manifest, handover)), url)),
         Some(Found::Unusable(error)) => Err(GetError::BadManifest {
             manifest: url,
             why: error.to_string(),
@@ -255,92 +260,6 @@ fn check_digests(
     }
 }
 
-/// A document at a manifest's place.
-enum Found {
-    Manifest(Box<Manifest>),
-    Unusable(ManifestError),
-}
-
-/// Brings the manifest at `url`: the head from the origin, the rest from a peer that has it.
-/// Without peers, all of it from the origin in one request.
-async fn fetch_manifest(
-    shared: &Shared,
-    target: &Target,
-    url: &Url,
-) -> Result<Option<Found>, OriginError> {
-    let members = shared.membership();
-    let Some(exchange) = shared.exchange.as_ref().filter(|_| members.count() > 0) else {
-        return whole_manifest(&shared.origin, target, url).await;
-    };
-    let head_only = ByteRange::new(0, ManifestHead::LENGTH as u64);
-    let document = shared
-        .origin
-        .document(target, url, head_only, MANIFEST_LIMIT_BYTES)
-        .await?;
-    let Some(Document { bytes, .. }) = document else {
-        return Ok(None);
-    };
-    let head = match ManifestHead::decode(&bytes) {
-        Ok(head) => head,
-        Err(error) => return Ok(unusable(error)),
-    };
-    let key = head.content_key();
-    let right = |manifest: &Manifest| manifest.content_key() == key;
-    let from_peers = manifests_of_peers(exchange, &members, key, limit_of(&head));
-    match from_peers.first(right).await {
-        Some(manifest) => Ok(Some(Found::Manifest(Box::new(manifest)))),
-        None => rest_of_manifest(&shared.origin, target, url, head).await,
-    }
-}
-
-async fn whole_manifest(
-    origin: &Origin,
-    target: &Target,
-    url: &Url,
-) -> Result<Option<Found>, OriginError> {
-    let document = origin
-        .document(target, url, None, MANIFEST_LIMIT_BYTES)
-        .await?;
-    Ok(
-        document.and_then(|document| match Manifest::decode(&document.bytes) {
-            Ok(manifest) => Some(Found::Manifest(Box::new(manifest))),
-            Err(error) => unusable(error),
-        }),
-    )
-}
-
-async fn rest_of_manifest(
-    origin: &Origin,
-    target: &Target,
-    url: &Url,
-    head: ManifestHead,
-) -> Result<Option<Found>, OriginError> {
-    let rest = ByteRange::new(ManifestHead::LENGTH as u64, head.body_length());
-    let document = origin
-        .document(target, url, rest, MANIFEST_LIMIT_BYTES)
-        .await?;
-    match document.map(|body| Manifest::from_parts(head, &body.bytes)) {
-        Some(Ok(manifest)) => Ok(Some(Found::Manifest(Box::new(manifest)))),
-        // Head and body of two versions: it was published anew in between.
-        Some(Err(_)) => whole_manifest(origin, target, url).await,
-        None => Ok(None),
-    }
-}
-
-/// Servers that answer every address with some page, or an empty one, have no manifest; a damaged
-/// one is an error.
-fn unusable(error: ManifestError) -> Option<Found> {
-    let other_document =
-        error == ManifestError::Magic || matches!(error, ManifestError::Truncated { found: 0, .. });
-    (!other_document).then_some(Found::Unusable(error))
-}
-
-fn limit_of(head: &ManifestHead) -> usize {
-    usize::try_from(head.body_length())
-        .unwrap_or(usize::MAX)
-        .saturating_add(ManifestHead::LENGTH)
-}
-
 /// Manifests that peers are about to send.
 struct PeerManifests(JoinSet<Option<Bytes>>);
 
@@ -366,24 +285,6 @@ fn manifests_of_peers(
 }
 
 impl PeerManifests {
-    /// The first that decodes and passes `right`.
-    async fn first(mut self, right: impl Fn(&Manifest) -> bool) -> Option<Manifest> {
-        let search = async {
-            while let Some(end) = self.0.join_next().await {
-                let bytes = end.ok().flatten();
-                let manifest = bytes.and_then(|bytes| Manifest::decode(&bytes).ok());
-                if let Some(manifest) = manifest.filter(&right) {
-                    return Some(manifest);
-                }
-            }
-            None
-        };
-        tokio::time::timeout(PEER_MANIFEST_TIME, search)
-            .await
-            .ok()
-            .flatten()
-    }
-
     /// The one that most peers agree on. For tables nobody can check yet.
     async fn most_common(mut self, right: impl Fn(&Manifest) -> bool) -> Option<Manifest> {
         let mut found: Vec<(Bytes, usize)> = Vec::new();

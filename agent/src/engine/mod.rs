@@ -11,12 +11,15 @@ mod ingest;
 mod links;
 mod linux;
 mod lookup;
+mod manifest_search;
 mod origin_run;
 mod partial;
 mod plain;
 mod planned;
 mod progress;
 mod serving;
+mod steward_desk;
+mod stewards;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -27,7 +30,7 @@ use std::time::Duration;
 
 use branchline_core::PeerId;
 use branchline_discovery::Membership;
-use branchline_exchange::{ContentSource, Exchange};
+use branchline_exchange::{ContentSource, Exchange, SeatEvents};
 use branchline_hashing::{ContentKey, Manifest};
 use branchline_origin::Origin;
 use branchline_store::Store;
@@ -40,6 +43,7 @@ use crate::engine::error::GetError;
 use crate::engine::ingest::Ingest;
 use crate::engine::progress::{Meter, Totals};
 use crate::engine::serving::Shelf;
+use crate::engine::steward_desk::StewardDesk;
 
 /// Events of one download that wait for its listener.
 const EVENT_QUEUE: usize = 64;
@@ -49,6 +53,10 @@ const LAST_WORD_TIME: Duration = Duration::from_secs(5);
 
 /// What every download shares.
 pub(crate) struct Shared {
+    /// This agent.
+    pub(crate) me: PeerId,
+    /// Where it is a steward itself; none without an exchange.
+    pub(crate) desk: Option<StewardDesk>,
     pub(crate) origin: Origin,
     pub(crate) store: Store,
     pub(crate) exchange: Option<Exchange>,
@@ -69,6 +77,9 @@ impl Shared {
 
 /// The parts an engine is made of.
 pub(crate) struct Parts {
+    pub(crate) me: PeerId,
+    /// What other agents say to this one as a steward.
+    pub(crate) seat: Option<SeatEvents>,
     pub(crate) origin: Origin,
     pub(crate) store: Store,
     pub(crate) shelf: Arc<Shelf>,
@@ -91,12 +102,14 @@ pub(crate) fn shelf(store: &Store) -> (Arc<Shelf>, Arc<dyn ContentSource>) {
 }
 
 impl Engine {
-    /// Puts the parts together.
+    /// Puts the parts together. Inside a tokio runtime only.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub(crate) fn start(parts: Parts) -> std::io::Result<Self> {
         let Parts {
+            me,
+            seat,
             origin,
             store,
             shelf,
@@ -104,6 +117,8 @@ impl Engine {
             members,
         } = parts;
         let shared = Shared {
+            me,
+            desk: seat.map(|events| StewardDesk::start(me, events)),
             ingest: Ingest::start(store.clone())?,
             origin,
             store,
@@ -188,6 +203,7 @@ impl Engine {
             return;
         };
         let Shared {
+            desk,
             exchange,
             ingest,
             store,
@@ -195,6 +211,9 @@ impl Engine {
         } = shared;
         if let Some(exchange) = exchange {
             exchange.shut_down().await;
+        }
+        if let Some(desk) = desk {
+            desk.finish().await;
         }
         ingest.shut_down(finish_caching).await;
         if let Err(error) = store.flush_and_close() {
@@ -244,6 +263,11 @@ impl Drop for Entry {
     fn drop(&mut self) {
         lock(&self.running).remove(&self.id);
     }
+}
+
+/// For a deadline that there is none of.
+pub(crate) fn far_future() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(24 * 3600)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

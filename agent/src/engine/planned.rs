@@ -3,26 +3,31 @@
 //! Decides nothing itself. One loop owns the planner; everything that happens reaches it as an
 //! event, and after each event it drains the planner's actions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use branchline_core::planner::{Action, OriginAccess, Planner, RunFailure, Source};
+use branchline_core::planner::{
+    Action, OriginAccess, OriginPace, Planner, RunFailure, Setup, Sharing, Source, Waiting,
+};
 use branchline_core::{PeerId, SegmentRange};
+use branchline_discovery::Membership;
 use branchline_hashing::{HashMismatch, Manifest, SegmentIndex};
 use branchline_origin::{OriginError, Ranges, Remote, Target};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use crate::engine::Shared;
 use crate::engine::content::LocalContent;
 use crate::engine::links::{LinkEvent, Links};
+use crate::engine::manifest_search::Handover;
 use crate::engine::origin_run::{self, RunEnd};
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::progress::Meter;
+use crate::engine::stewards::{StewardWord, Stewards};
 use crate::engine::writer::{self, Arrivals, Outcome};
+use crate::engine::{Shared, far_future, linux};
 
 /// How often the user hears of progress.
 pub(crate) const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -59,12 +64,15 @@ pub(crate) struct Planned<'a> {
     pub(crate) remote: Option<&'a Remote>,
     /// Whether peers may be believed.
     pub(crate) peers: bool,
+    /// How fast the origin is expected to be.
+    pub(crate) pace: OriginPace,
 }
 
 struct Running<'a> {
     plan: Planned<'a>,
     planner: Planner,
     links: Links<'a>,
+    stewards: Stewards,
     runs: JoinSet<RunEnd>,
     run_handles: BTreeMap<SegmentRange, AbortHandle>,
     /// Runs that have ended while the writer still has segments of theirs.
@@ -80,23 +88,46 @@ impl Planned<'_> {
     ///
     /// Not cancel-safe in the sense that it can be continued; dropping it ends its sessions and
     /// requests, and what is written stays.
-    pub(crate) async fn run(self, meter: &mut Meter) -> Result<(), PlannedError> {
+    pub(crate) async fn run(
+        self,
+        handover: Option<Handover>,
+        meter: &mut Meter,
+    ) -> Result<(), PlannedError> {
         let manifest = &self.content.manifest;
         let (arrivals, mut outcomes) = writer::start(self.partial.handle()?, Arc::clone(manifest))
             .map_err(|error| self.partial.fail("start a thread for", error))?;
         let lengths = lengths(manifest);
         let exchange = self.shared.exchange.as_ref().filter(|_| self.peers);
-        let mut links = Links::new(exchange, self.content.key, &lengths, arrivals.clone());
-        let joining = links.update(&self.shared.membership());
-        let access = access_of(self.remote);
-        let now = Instant::now().into_std();
-        let planner = Planner::new(now, lengths, self.content.done(), joining, access);
+        let links = Links::new(exchange, self.content.key, &lengths, arrivals.clone());
+        let (stewards, enrolment) = match handover {
+            Some(Handover {
+                stewards,
+                enrolment,
+            }) => (stewards, Some(enrolment)),
+            None => (Stewards::new(), None),
+        };
+        let sharing = exchange.map(|_| Sharing {
+            me: self.shared.me,
+            swarm: self.content.key.swarm_id(),
+            members: ids(&self.shared.membership()),
+            enrolment,
+        });
+        let setup = Setup {
+            lengths,
+            done: self.content.done(),
+            origin: access_of(self.remote),
+            pace: self.pace,
+            seed: linux::random(),
+            sharing,
+        };
+        let planner = Planner::new(now(), setup);
         let runs = JoinSet::new();
         let run_handles = BTreeMap::new();
         let mut running = Running {
             plan: self,
             planner,
             links,
+            stewards,
             runs,
             run_handles,
             ended: Vec::new(),
@@ -152,12 +183,11 @@ impl Running<'_> {
             tokio::select! {
                 batch = outcomes.recv() => {
                     let stopped = || self.plan.partial.fail("write", io::Error::other("writer ended"));
-                    for outcome in batch.ok_or_else(stopped)? {
-                        self.settle(outcome, meter)?;
-                    }
+                    self.settle(batch.ok_or_else(stopped)?, meter)?;
                     self.settled_runs_end()?;
                 }
                 event = self.links.next() => self.hear(event),
+                word = self.stewards.next() => self.hear_steward(word),
                 Some(end) = self.runs.join_next() => {
                     match end {
                         Ok(end) => self.ended.push(end),
@@ -167,7 +197,9 @@ impl Running<'_> {
                     }
                     self.settled_runs_end()?;
                 }
-                Some(members) = changed(&mut members) => self.greet(&members),
+                Some(members) = changed(&mut members) => {
+                    self.planner.handle_members(now(), &ids(&members));
+                }
                 () = sleep_until(until) => {
                     if self.writer_is_behind() {
                         self.planner.handle_local_delay(now());
@@ -176,8 +208,7 @@ impl Running<'_> {
                 }
                 _ = progress.tick() => {
                     self.let_go();
-                    let waiting_for = deadline.map_or("the origin", |deadline| deadline.waiting_for);
-                    meter.report(self.links.joined(), waiting_for);
+                    meter.report(self.links.joined(), &told(self.planner.waiting()));
                 }
             }
         }
@@ -186,6 +217,12 @@ impl Running<'_> {
     fn act(&mut self) {
         while let Some(action) = self.planner.poll_action() {
             match action {
+                Action::Join { peer } => self.links.join(&self.plan.shared.membership(), peer),
+                Action::Enlist { steward, enlist } => {
+                    self.stewards.enlist(self.plan.shared, steward, enlist);
+                }
+                Action::Report { steward, report } => self.stewards.report(steward, report),
+                Action::LeaveSteward { steward } => self.stewards.leave(steward),
                 Action::Request { peer, range } => self.links.request(peer, range),
                 Action::Cancel { peer, range } => self.links.cancel(peer, range),
                 Action::Interrupt { peer } => self.links.interrupt(peer),
@@ -217,19 +254,31 @@ impl Running<'_> {
         self.run_handles.insert(run, handle);
     }
 
-    fn settle(&mut self, outcome: Outcome, meter: &mut Meter) -> Result<(), PlannedError> {
-        match outcome {
-            Outcome::Stored {
-                source,
-                index,
-                length,
-            } => {
-                if !self.planner.done().contains(index) {
-                    self.plan.content.mark_done(index);
-                    meter.count(source, length);
+    fn settle(&mut self, batch: Vec<Outcome>, meter: &mut Meter) -> Result<(), PlannedError> {
+        let mut stored = Vec::with_capacity(batch.len());
+        let mut others = Vec::new();
+        for outcome in batch {
+            match outcome {
+                Outcome::Stored {
+                    source,
+                    index,
+                    length,
+                } => {
+                    if self.plan.content.mark_done(index) {
+                        meter.count(source, length);
+                    }
+                    stored.push((source, index));
                 }
-                self.planner.handle_stored(now(), source, index);
+                other @ (Outcome::Bad { .. } | Outcome::Failed(_)) => others.push(other),
             }
+        }
+        self.planner.handle_stored_many(now(), stored);
+        others.into_iter().try_for_each(|other| self.refuse(other))
+    }
+
+    fn refuse(&mut self, outcome: Outcome) -> Result<(), PlannedError> {
+        match outcome {
+            Outcome::Stored { .. } => {}
             Outcome::Bad {
                 source: Source::Peer(peer),
                 index,
@@ -250,6 +299,15 @@ impl Running<'_> {
         Ok(())
     }
 
+    fn hear_steward(&mut self, word: StewardWord) {
+        match word {
+            StewardWord::Answered { steward, answer } => {
+                self.planner.handle_answer(now(), steward, &answer);
+            }
+            StewardWord::Lost { steward } => self.planner.handle_steward_lost(now(), steward),
+        }
+    }
+
     fn hear(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Joined { peer, have } => {
@@ -259,8 +317,13 @@ impl Running<'_> {
                 }
                 self.planner.handle_joined(now(), peer, have);
             }
-            LinkEvent::NotJoined => self.planner.handle_not_joined(now()),
+            LinkEvent::NotJoined { peer, failure } => {
+                self.planner.handle_not_joined(now(), peer, failure);
+            }
             LinkEvent::Have { peer, have } => self.planner.handle_have(now(), peer, have),
+            LinkEvent::HaveMore { peer, more } => {
+                self.planner.handle_have_more(now(), peer, more.ranges());
+            }
             LinkEvent::Absent { peer, index } => self.planner.handle_absent(now(), peer, index),
             LinkEvent::Busy {
                 peer,
@@ -290,12 +353,6 @@ impl Running<'_> {
             for peer in std::mem::take(&mut self.leaving) {
                 self.planner.handle_left(now(), peer);
             }
-        }
-    }
-
-    fn greet(&mut self, members: &branchline_discovery::Membership) {
-        for _ in 0..self.links.update(members) {
-            self.planner.handle_joining();
         }
     }
 
@@ -338,14 +395,26 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-fn far_future() -> Instant {
-    Instant::now() + Duration::from_secs(24 * 3600)
+pub(crate) fn ids(members: &Membership) -> BTreeSet<PeerId> {
+    members.members().keys().copied().collect()
+}
+
+/// What is waited for, as the user reads it.
+fn told(waiting: Option<Waiting>) -> String {
+    let Some(Waiting { waiting_for, until }) = waiting else {
+        return "nothing".to_owned();
+    };
+    let left = until.map(|until| until.saturating_duration_since(now()));
+    match left.filter(|left| !left.is_zero()) {
+        Some(left) => format!("{waiting_for}, {:.1} s more at most", left.as_secs_f64()),
+        None => waiting_for.to_owned(),
+    }
 }
 
 /// The membership, when it has changed; never, when nobody looks for members.
-async fn changed(
-    members: &mut tokio::sync::watch::Receiver<Arc<branchline_discovery::Membership>>,
-) -> Option<Arc<branchline_discovery::Membership>> {
+pub(crate) async fn changed(
+    members: &mut tokio::sync::watch::Receiver<Arc<Membership>>,
+) -> Option<Arc<Membership>> {
     members.changed().await.ok()?;
     Some(Arc::clone(&members.borrow_and_update()))
 }

@@ -9,6 +9,7 @@ use branchline_exchange::{ContentSource, ServedContent};
 use branchline_hashing::{ContentKey, Manifest, SegmentIndex, SwarmId, VerifiedSegment};
 use branchline_store::{Store, Trust};
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use crate::engine::content::LocalContent;
 
@@ -141,6 +142,7 @@ pub(crate) struct OnShelf {
 
 impl Drop for OnShelf {
     fn drop(&mut self) {
+        self.content.end_growth();
         let mut local = self.shelf.write();
         // Another download of the same content may have taken the place.
         if local
@@ -173,6 +175,10 @@ impl ContentSource for Shelf {
 impl ServedContent for LocalContent {
     fn have(&self) -> SegmentSet {
         self.done()
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        self.growth()
     }
 
     fn manifest(&self) -> Option<Bytes> {

@@ -39,14 +39,29 @@ impl Directory {
         let swarms = self.announced.remove(&agent).unwrap_or_default();
         self.entries -= swarms.len();
         for swarm in &swarms {
-            if let Some(holders) = self.holders.get_mut(swarm) {
-                holders.remove(&agent);
-                if holders.is_empty() {
-                    self.holders.remove(swarm);
-                }
-            }
+            self.forget_holder(agent, swarm);
         }
         swarms
+    }
+
+    /// Forgets one entry; whether it was there.
+    pub(super) fn withdraw(&mut self, agent: PeerId, swarm: SwarmId) -> bool {
+        let of_agent = self.announced.get_mut(&agent);
+        let there = of_agent.is_some_and(|swarms| swarms.remove(&swarm));
+        if there {
+            self.entries -= 1;
+            self.forget_holder(agent, &swarm);
+        }
+        there
+    }
+
+    fn forget_holder(&mut self, agent: PeerId, swarm: &SwarmId) {
+        if let Some(holders) = self.holders.get_mut(swarm) {
+            holders.remove(&agent);
+            if holders.is_empty() {
+                self.holders.remove(swarm);
+            }
+        }
     }
 
     pub(super) fn holders(&self, swarm: &SwarmId) -> BTreeSet<PeerId> {

@@ -216,6 +216,15 @@ impl Steward {
         }
     }
 
+    /// An agent holds these no more, or not completely.
+    pub fn handle_withdraw(&mut self, now: Instant, from: PeerId, swarms: &[SwarmId]) {
+        for swarm in swarms {
+            if self.directory.withdraw(from, *swarm) {
+                self.announcers_changed(now, *swarm);
+            }
+        }
+    }
+
     /// The stream that an agent announced on has ended: what it announced is forgotten.
     pub fn handle_announcer_left(&mut self, now: Instant, from: PeerId) {
         for swarm in self.directory.remove(from) {

@@ -1,0 +1,323 @@
+//! How a manifest comes: its head from the origin, which names the content; its body from whoever
+//! has it, and from the origin once for the branch.
+//!
+//! Carries out what [`ManifestPlan`] decides. Nothing is believed that the head does not prove.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use branchline_core::PeerId;
+use branchline_core::planner::OriginPace;
+use branchline_core::swarm::{Blocks, Enrolment, ManifestAction, ManifestPlan, ManifestSetup};
+use branchline_hashing::{ContentKey, Manifest, ManifestError, ManifestHead, SEGMENT_COUNT_LIMIT};
+use branchline_origin::{ByteRange, Document, OriginError, Target};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use url::Url;
+
+use crate::engine::planned::{changed, ids};
+use crate::engine::stewards::{StewardWord, Stewards};
+use crate::engine::{Shared, far_future};
+
+/// What is asked of the origin first where there are members: the head, and with it all of a
+/// manifest of a hundred segments. More would show in a common start of a large branch, less would
+/// cost small files a round trip.
+const FIRST_BYTES: u64 = 4096;
+
+/// Peers that send a manifest at the same time: the second is for when the first is slow. A 10 GiB
+/// file has 12 MB of it.
+const MANIFESTS_AT_A_TIME: usize = 2;
+
+/// The longest manifest there can be: head, table, SHA-256.
+const MANIFEST_LIMIT_BYTES: u64 =
+    ManifestHead::LENGTH as u64 + SEGMENT_COUNT_LIMIT as u64 * 36 + 32;
+
+/// A document at a manifest's place.
+pub(crate) enum Found {
+    Manifest {
+        manifest: Box<Manifest>,
+        /// What finding it has begun.
+        handover: Option<Handover>,
+    },
+    Unusable(ManifestError),
+}
+
+/// The relation with a steward, for the planner to go on with.
+pub(crate) struct Handover {
+    pub(crate) stewards: Stewards,
+    pub(crate) enrolment: Enrolment,
+}
+
+impl Found {
+    fn alone(manifest: Manifest) -> Self {
+        Self::Manifest {
+            manifest: Box::new(manifest),
+            handover: None,
+        }
+    }
+}
+
+/// Brings the manifest at `url`. Without members, all of it from the origin in one request.
+pub(crate) async fn fetch(
+    shared: &Shared,
+    target: &Target,
+    url: &Url,
+) -> Result<Option<Found>, OriginError> {
+    if shared.exchange.is_none() || shared.membership().count() == 0 {
+        return whole(shared, target, url).await;
+    }
+    let asked = Instant::now();
+    let first = ByteRange::new(0, FIRST_BYTES);
+    let document = shared
+        .origin
+        .document(target, url, first, MANIFEST_LIMIT_BYTES)
+        .await?;
+    let pace = pace_of(asked.elapsed());
+    let Some(Document { bytes, .. }) = document else {
+        return Ok(None);
+    };
+    let Some(head) = bytes.get(..ManifestHead::LENGTH) else {
+        return Ok(unusable(ManifestError::Truncated {
+            needed: ManifestHead::LENGTH as u64,
+            found: bytes.len() as u64,
+        }));
+    };
+    let head = match ManifestHead::decode(head) {
+        Ok(head) => head,
+        Err(error) => return Ok(unusable(error)),
+    };
+    // A server without ranges sends all of it, too.
+    if bytes.len() as u64 >= ManifestHead::LENGTH as u64 + head.body_length() {
+        return Ok(decoded(&bytes));
+    }
+    Search::new(shared, target, url, head, pace).run().await
+}
+
+/// What a first question says of the origin. It took two or three round trips: TCP's, perhaps TLS's,
+/// and its own.
+pub(crate) fn pace_of(first_answer: Duration) -> OriginPace {
+    OriginPace {
+        round_trip: (first_answer / 2).clamp(Duration::from_millis(1), Duration::from_secs(1)),
+        ..OriginPace::default()
+    }
+}
+
+async fn whole(shared: &Shared, target: &Target, url: &Url) -> Result<Option<Found>, OriginError> {
+    let document = shared
+        .origin
+        .document(target, url, None, MANIFEST_LIMIT_BYTES)
+        .await?;
+    Ok(document.and_then(|document| decoded(&document.bytes)))
+}
+
+fn decoded(bytes: &[u8]) -> Option<Found> {
+    match Manifest::decode(bytes) {
+        Ok(manifest) => Some(Found::alone(manifest)),
+        Err(error) => unusable(error),
+    }
+}
+
+/// Servers that answer every address with some page, or an empty one, have no manifest; a damaged
+/// one is an error.
+fn unusable(error: ManifestError) -> Option<Found> {
+    let other_document =
+        error == ManifestError::Magic || matches!(error, ManifestError::Truncated { found: 0, .. });
+    (!other_document).then_some(Found::Unusable(error))
+}
+
+async fn rest(
+    shared: &Shared,
+    target: &Target,
+    url: &Url,
+    head: ManifestHead,
+) -> Result<Option<Found>, OriginError> {
+    let rest = ByteRange::new(ManifestHead::LENGTH as u64, head.body_length());
+    let document = shared
+        .origin
+        .document(target, url, rest, MANIFEST_LIMIT_BYTES)
+        .await?;
+    match document.map(|body| Manifest::from_parts(head, &body.bytes)) {
+        Some(Ok(manifest)) => Ok(Some(Found::alone(manifest))),
+        // Head and body of two versions: it was published anew in between.
+        Some(Err(_)) => whole(shared, target, url).await,
+        None => Ok(None),
+    }
+}
+
+type FromOrigin<'a> = BoxFuture<'a, Result<Option<Found>, OriginError>>;
+
+/// The search for a manifest whose head is known.
+struct Search<'a> {
+    shared: &'a Shared,
+    target: &'a Target,
+    url: &'a Url,
+    head: ManifestHead,
+    key: ContentKey,
+    plan: ManifestPlan,
+    stewards: Stewards,
+    peers: JoinSet<(PeerId, Option<Manifest>)>,
+    at_a_time: Arc<Semaphore>,
+    origin: Option<FromOrigin<'a>>,
+    /// What the origin said, when it was no manifest.
+    refused: Result<Option<Found>, OriginError>,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        shared: &'a Shared,
+        target: &'a Target,
+        url: &'a Url,
+        head: ManifestHead,
+        pace: OriginPace,
+    ) -> Self {
+        let key = head.content_key();
+        let setup = ManifestSetup {
+            me: shared.me,
+            swarm: key.swarm_id(),
+            blocks: Blocks::of(head.segment_count(), head.file_length()),
+            content_bytes: head.file_length(),
+            manifest_bytes: head.body_length(),
+            members: ids(&shared.membership()),
+            pace,
+            origin_open: true,
+        };
+        Self {
+            shared,
+            target,
+            url,
+            head,
+            key,
+            plan: ManifestPlan::new(now(), setup),
+            stewards: Stewards::new(),
+            peers: JoinSet::new(),
+            at_a_time: Arc::new(Semaphore::new(MANIFESTS_AT_A_TIME)),
+            origin: None,
+            refused: Ok(None),
+        }
+    }
+
+    async fn run(mut self) -> Result<Option<Found>, OriginError> {
+        let mut members = self.shared.members.clone();
+        loop {
+            self.act();
+            if self.plan.is_stuck() {
+                return self.refused;
+            }
+            let deadline = self.plan.next_deadline();
+            let until = deadline.map_or_else(far_future, |deadline| Instant::from_std(deadline.at));
+            tokio::select! {
+                word = self.stewards.next() => self.hear_steward(word),
+                Some(end) = self.peers.join_next() => match end {
+                    Ok((_, Some(manifest))) => return Ok(Some(self.found(manifest))),
+                    Ok((peer, None)) => self.plan.handle_peer_failed(now(), peer),
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                },
+                answer = some(&mut self.origin) => {
+                    self.origin = None;
+                    match answer {
+                        Ok(Some(Found::Manifest { manifest, .. })) => {
+                            return Ok(Some(self.found(*manifest)));
+                        }
+                        no_manifest @ (Ok(Some(Found::Unusable(_)) | None) | Err(_)) => {
+                            self.refused = no_manifest;
+                            self.plan.handle_origin_failed(now());
+                        }
+                    }
+                }
+                Some(members) = changed(&mut members) => {
+                    self.plan.handle_members(now(), &ids(&members));
+                }
+                () = sleep_until(until) => self.plan.handle_timeout(now()),
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.plan.poll_action() {
+            match action {
+                ManifestAction::Enlist { steward, enlist } => {
+                    self.stewards.enlist(self.shared, steward, enlist);
+                }
+                ManifestAction::Report { steward, report } => self.stewards.report(steward, report),
+                ManifestAction::LeaveSteward { steward } => self.stewards.leave(steward),
+                ManifestAction::AskPeer { peer } => self.ask(peer),
+                ManifestAction::FetchFromOrigin => {
+                    let head = self.head.clone();
+                    self.origin = Some(rest(self.shared, self.target, self.url, head).boxed());
+                }
+            }
+        }
+    }
+
+    fn hear_steward(&mut self, word: StewardWord) {
+        match word {
+            StewardWord::Answered { steward, answer } => {
+                self.plan.handle_answer(now(), steward, &answer);
+            }
+            StewardWord::Lost { steward } => self.plan.handle_steward_lost(now(), steward),
+        }
+    }
+
+    /// Joins a member and asks for the manifest; what does not fit the head is none.
+    fn ask(&mut self, peer: PeerId) {
+        let members = self.shared.membership();
+        let addresses = members
+            .member(&peer)
+            .map(|member| member.exchange_addresses.clone());
+        let Some(exchange) = &self.shared.exchange else {
+            return;
+        };
+        let join = exchange.join(peer, addresses.unwrap_or_default(), self.key);
+        let (key, limit) = (self.key, limit_of(&self.head));
+        let at_a_time = Arc::clone(&self.at_a_time);
+        self.peers.spawn(async move {
+            let bytes = async {
+                let session = join.await.ok()?;
+                let _turn = at_a_time.acquire().await.ok()?;
+                session.manifest(limit).await.ok()?
+            };
+            let manifest = bytes
+                .await
+                .and_then(|bytes: Bytes| Manifest::decode(&bytes).ok());
+            (
+                peer,
+                manifest.filter(|manifest| manifest.content_key() == key),
+            )
+        });
+    }
+
+    fn found(self, manifest: Manifest) -> Found {
+        // Published anew meanwhile: another content, of which the steward knows nothing.
+        let same = manifest.content_key() == self.key;
+        let handover = same.then(|| Handover {
+            stewards: self.stewards,
+            enrolment: self.plan.into_enrolment(),
+        });
+        Found::Manifest {
+            manifest: Box::new(manifest),
+            handover,
+        }
+    }
+}
+
+/// The future's output; never, where there is none.
+async fn some<T>(future: &mut Option<BoxFuture<'_, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn limit_of(head: &ManifestHead) -> usize {
+    usize::try_from(head.body_length())
+        .unwrap_or(usize::MAX)
+        .saturating_add(ManifestHead::LENGTH)
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
