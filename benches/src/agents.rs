@@ -13,7 +13,7 @@ use crate::threads::Cpu;
 use crate::work::{Work, remove};
 
 /// The longest a download may take: 4 GiB on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(900);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 
 /// How often an agent is asked how far it is.
 const POLL: Duration = Duration::from_millis(50);

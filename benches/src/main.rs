@@ -11,6 +11,7 @@ mod agents;
 mod bare;
 mod branch;
 mod casync;
+mod common_start;
 mod figures;
 mod machine;
 mod memory;
@@ -88,6 +89,8 @@ enum Name {
     Memory,
     /// Four machines one after the other over a thin WAN
     Branch,
+    /// 2, 4 and 16 machines that start together over a thin WAN
+    CommonStart,
     /// Where the CPU goes in a transfer, by thread and, with perf, by function
     Profile,
 }
@@ -106,12 +109,13 @@ enum Internal {
 }
 
 /// What runs when nothing is named.
-const ALL: [Name; 5] = [
+const ALL: [Name; 6] = [
     Name::Transfer,
     Name::Publish,
     Name::Versions,
     Name::Memory,
     Name::Branch,
+    Name::CommonStart,
 ];
 
 fn main() -> ExitCode {
@@ -156,6 +160,7 @@ fn run(name: Name, extent: Extent) -> Result<()> {
         Name::Versions => versions::run(),
         Name::Memory => memory::run(extent),
         Name::Branch => branch::run(extent),
+        Name::CommonStart => common_start::run(extent),
         Name::Profile => profile::run(extent),
     }
 }
@@ -167,6 +172,7 @@ fn title(name: Name) -> &'static str {
         Name::Versions => "versions: bytes fetched for version 2 by who has version 1",
         Name::Memory => "memory: resident, idle and while 4 GiB are fetched and served",
         Name::Branch => "branch: four machines one after the other, WAN of 20 Mbit/s and 40 ms",
+        Name::CommonStart => "common start: nobody has the file, all are told at once",
         Name::Profile => "profile: where the CPU goes in a transfer",
     }
 }
