@@ -34,8 +34,8 @@ const FAILED_RESTS: Duration = Duration::from_secs(10);
 /// Members move to a new first in rank so long after they heard of it: by then all have.
 pub const MOVES_AFTER: Duration = Duration::from_secs(1);
 
-/// A member without leases that comes from another steward asks for some only after so long: those
-/// that have some bring them along first.
+/// A member that comes from another steward asks for new leases only after so long: all bring along
+/// those that they have first.
 pub const SETTLES: Duration = Duration::from_millis(500);
 
 /// Reports of blocks that came are sent together, by a member with leases.
@@ -62,10 +62,12 @@ pub struct Enrolment {
     tries: u32,
     failed: BTreeMap<PeerId, Instant>,
     moves_at: Option<Instant>,
+    /// All that were tried have failed, and nobody has answered since.
+    unserved: bool,
     /// No leases are asked for before.
     settles_until: Option<Instant>,
     /// Whether somebody had leases when a steward spoke last.
-    others_lease: bool,
+    anybody_leases: bool,
     left: Vec<PeerId>,
 }
 
@@ -137,8 +139,9 @@ impl Enrolment {
             tries: 0,
             failed: BTreeMap::new(),
             moves_at: None,
+            unserved: false,
             settles_until: None,
-            others_lease: false,
+            anybody_leases: false,
             left: Vec::new(),
         };
         enrolment.set_members(members);
@@ -146,9 +149,10 @@ impl Enrolment {
         enrolment
     }
 
-    /// Whether the member must look after itself: no steward answers, or there is nobody else.
+    /// Whether the member must look after itself: no steward answers, or there is nobody else. It
+    /// does so, too, while it tries to find one again.
     pub(crate) fn is_alone(&self) -> bool {
-        matches!(self.phase, Phase::Alone { .. })
+        self.unserved || matches!(self.phase, Phase::Alone { .. })
     }
 
     pub(crate) fn swarm(&self) -> SwarmId {
@@ -176,7 +180,7 @@ impl Enrolment {
         self.set_members(members);
         if !had_company {
             self.begin(now);
-        } else if self.steward() == self.best(now) || self.is_alone() {
+        } else if self.steward() == self.best(now) {
             self.moves_at = None;
         } else {
             self.moves_at.get_or_insert(now + MOVES_AFTER);
@@ -208,8 +212,9 @@ impl Enrolment {
             | Phase::Asked { .. }
             | Phase::Enlisted { .. } => return Heard::Stranger,
         };
+        self.unserved = false;
         // Only answers count their lessees; what comes unasked may leave it out.
-        self.others_lease = lessees > 0 || (!asked && self.others_lease);
+        self.anybody_leases = lessees > 0 || (!asked && self.anybody_leases);
         let (unanswered, reported) = match self.phase {
             Phase::Enlisted {
                 unanswered,
@@ -307,13 +312,12 @@ impl Enrolment {
         std::mem::take(&mut self.left)
     }
 
-    /// Whom to enlist with now. `lessee`: this member brings leases along.
-    pub(crate) fn take_enlist(&mut self, now: Instant, lessee: bool) -> Option<PeerId> {
+    /// Whom to enlist with now.
+    pub(crate) fn take_enlist(&mut self, now: Instant) -> Option<PeerId> {
         let Phase::ToEnlist { steward } = self.phase else {
             return None;
         };
-        let waits = self.others_lease && !lessee;
-        self.settles_until = waits.then(|| now + SETTLES);
+        self.settles_until = self.anybody_leases.then(|| now + SETTLES);
         self.phase = Phase::Asked {
             steward,
             until: now + self.patience,
@@ -391,6 +395,7 @@ impl Enrolment {
             return self.pass_over(now, steward);
         }
         self.tries = 0;
+        self.unserved = true;
         self.phase = Phase::Alone {
             asked: Some(steward),
             again_at: Some(now + ALONE_AGAIN),
@@ -407,12 +412,14 @@ impl Enrolment {
         };
         if self.tries < self.tries_allowed {
             self.begin(now);
+        } else {
+            self.unserved = true;
         }
     }
 
     fn move_on(&mut self, now: Instant) {
         let current = self.steward();
-        if self.is_alone() || current == self.best(now) {
+        if matches!(self.phase, Phase::Alone { .. }) || current == self.best(now) {
             return;
         }
         if !matches!(self.phase, Phase::ToEnlist { .. }) {
