@@ -457,6 +457,7 @@ impl Download<'_> {
     /// Gives the file its name, and its segments to the store.
     async fn deliver(&self, complete: Complete) -> Result<Arc<LocalContent>, GetError> {
         let Complete { content, on_shelf } = complete;
+        let shared_as = content.is_shared().then(|| content.key.swarm_id());
         let job = Job::new(
             Arc::clone(&content),
             on_shelf,
@@ -472,6 +473,9 @@ impl Download<'_> {
             Ok::<_, PartialError>(())
         })
         .await?;
+        if let Some(swarm) = shared_as {
+            self.shared.held.add(swarm).await;
+        }
         Ok(content)
     }
 }

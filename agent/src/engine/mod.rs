@@ -4,6 +4,7 @@
 //! writer thread and planner. Nothing here decides whom to ask for what: `branchline_core`'s
 //! planner does.
 
+mod announcing;
 mod content;
 mod download;
 mod error;
@@ -39,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{ByteCounts, GetEvent, GetRequest, Progress, TransferStatus, without_password};
+use crate::engine::announcing::{Announcing, HeldQueue};
 use crate::engine::error::GetError;
 use crate::engine::ingest::Ingest;
 use crate::engine::progress::{Meter, Totals};
@@ -57,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) me: PeerId,
     /// Where it is a steward itself; none without an exchange.
     pub(crate) desk: Option<StewardDesk>,
+    /// Where completed contents are announced.
+    pub(crate) held: HeldQueue,
     pub(crate) origin: Origin,
     pub(crate) store: Store,
     pub(crate) exchange: Option<Exchange>,
@@ -90,6 +94,7 @@ pub(crate) struct Parts {
 /// Downloads files. See the module's text.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
+    announcing: Option<Announcing>,
     downloads: TaskTracker,
     stop: CancellationToken,
 }
@@ -116,10 +121,12 @@ impl Engine {
             exchange,
             members,
         } = parts;
-        let shared = Shared {
+        let (held, changes) = announcing::queue();
+        let shared = Arc::new(Shared {
             me,
             desk: seat.map(|events| StewardDesk::start(me, events)),
-            ingest: Ingest::start(store.clone())?,
+            ingest: Ingest::start(store.clone(), held.clone())?,
+            held,
             origin,
             store,
             exchange,
@@ -128,10 +135,12 @@ impl Engine {
             totals: Arc::default(),
             running: Arc::default(),
             next_id: AtomicU64::new(1),
-        };
+        });
+        let announcing = Announcing::start(&shared, changes);
         let (downloads, stop) = (TaskTracker::new(), CancellationToken::new());
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
+            announcing,
             downloads,
             stop,
         })
@@ -198,6 +207,9 @@ impl Engine {
         }
         self.downloads.close();
         self.downloads.wait().await;
+        if let Some(announcing) = self.announcing {
+            announcing.shut_down().await;
+        }
         let Some(shared) = Arc::into_inner(self.shared) else {
             tracing::warn!("the engine is still in use; it is left to the end of the process");
             return;
