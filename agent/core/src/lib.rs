@@ -1,14 +1,16 @@
-//! What Branchline decides, sans-IO: planning of transfers, retry policy, wire messages.
+//! What Branchline decides, sans-IO: planning of transfers, stewards, retry policy, wire messages.
 //!
 //! Nothing here reads the clock, draws a random number, opens a socket or a file: time and
 //! randomness come in as arguments, effects go out as data.
 
 pub mod backoff;
+mod deadline;
 mod peer;
 pub mod planner;
 mod segments;
 pub mod swarm;
 pub mod wire;
 
+pub use deadline::Deadline;
 pub use peer::{ParsePeerIdError, PeerId};
 pub use segments::{SegmentRange, SegmentSet};

@@ -15,21 +15,25 @@
 //! It does not verify, and it does not retry the origin: the origin's own retries lie below
 //! `FetchFromOrigin`.
 
+mod action;
 mod origin;
 mod peers;
+mod setup;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
-use bytes::Bytes;
 
-use crate::{PeerId, SegmentRange, SegmentSet};
+use crate::swarm::Answer;
+use crate::{Deadline, PeerId, SegmentRange, SegmentSet};
 use origin::OriginPlan;
 use peers::Peers;
 
+pub use action::{Action, Arrival, JoinFailure, OriginAccess, RunFailure, Source};
 pub use peers::DropReason;
+pub use setup::{OriginPace, Setup, Sharing};
 
 /// How long the start waits for peers that were asked and have not answered: the origin would
 /// need about a WAN round trip and a TLS handshake (40 ms x 3 in the lab) before its first byte, and
@@ -46,96 +50,6 @@ pub const FIRST_ANSWER: Duration = Duration::from_millis(500);
 
 /// After so many stalls in one transfer a peer is not asked again.
 pub const STALLS_ALLOWED: u32 = 2;
-
-/// Where a segment comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Source {
-    /// A neighbour.
-    Peer(PeerId),
-    /// The origin.
-    Origin,
-}
-
-/// A segment as it came, believed by nobody yet.
-#[derive(Debug, Clone)]
-pub struct Arrival {
-    /// Who sent it.
-    pub source: Source,
-    /// Which it is to be.
-    pub index: SegmentIndex,
-    /// Its bytes, of the right length or not.
-    pub bytes: Bytes,
-}
-
-/// What the caller is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Ask this peer for these segments.
-    Request {
-        /// Whom.
-        peer: PeerId,
-        /// What.
-        range: SegmentRange,
-    },
-    /// These segments are not wanted from this peer any more.
-    Cancel {
-        /// Whom.
-        peer: PeerId,
-        /// What.
-        range: SegmentRange,
-    },
-    /// Nothing that this peer was asked for is wanted from it any more.
-    Interrupt {
-        /// Whom.
-        peer: PeerId,
-    },
-    /// End the session with this peer.
-    DropPeer {
-        /// Whom.
-        peer: PeerId,
-        /// Why.
-        reason: DropReason,
-    },
-    /// Fetch this run from the origin.
-    FetchFromOrigin {
-        /// Adjacent segments, for one range request.
-        run: SegmentRange,
-    },
-    /// What has not arrived of this run is not wanted from the origin any more.
-    CancelOrigin {
-        /// The run as it was asked for.
-        run: SegmentRange,
-    },
-}
-
-/// A time at which [`Planner::handle_timeout`] is to be called, and why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Deadline {
-    /// When.
-    pub at: Instant,
-    /// What is waited for until then.
-    pub waiting_for: &'static str,
-}
-
-/// The origin, as far as planning is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OriginAccess {
-    /// Range requests work: runs may be asked for in any order.
-    Ranges,
-    /// One request gives the whole file from its start, or nothing.
-    WholeFileOnly,
-    /// It cannot be reached or must not be asked.
-    Closed,
-}
-
-/// Why the origin did not give a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RunFailure {
-    /// It answers ranges with something else.
-    NoRanges,
-    /// All retries are used up.
-    GaveUp,
-}
 
 /// Plans one transfer. See the module's text.
 #[derive(Debug)]
@@ -154,15 +68,15 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// Plans the transfer of segments with these `lengths` in bytes, of which `done` are there
-    /// already, while `joining` peers have been asked to join.
-    pub fn new(
-        now: Instant,
-        lengths: Arc<[u32]>,
-        done: SegmentSet,
-        joining: u32,
-        origin: OriginAccess,
-    ) -> Self {
+    /// Plans one transfer.
+    pub fn new(now: Instant, setup: Setup) -> Self {
+        let Setup {
+            lengths,
+            done,
+            origin,
+            ..
+        } = setup;
+        let joining = 0;
         let open = done.complement();
         let mut planner = Self {
             lengths,
@@ -219,15 +133,52 @@ impl Planner {
         grace.into_iter().chain(self.peers.next_deadline()).min()
     }
 
-    /// One more peer was asked to join.
-    pub fn handle_joining(&mut self) {
-        self.joining += 1;
+    /// The branch's live members by now.
+    pub fn handle_members(&mut self, now: Instant, members: &BTreeSet<PeerId>) {
+        let _ = (now, members);
     }
 
-    /// A peer that was asked to join has not: it does not hold the content, or failed.
-    pub fn handle_not_joined(&mut self, now: Instant) {
+    /// The steward has answered.
+    pub fn handle_answer(&mut self, now: Instant, steward: PeerId, answer: &Answer) {
+        let _ = (now, steward, answer);
+    }
+
+    /// The stream to the steward has ended or could not be opened.
+    pub fn handle_steward_lost(&mut self, now: Instant, steward: PeerId) {
+        let _ = (now, steward);
+    }
+
+    /// A peer that was asked to join has not.
+    pub fn handle_not_joined(&mut self, now: Instant, peer: PeerId, failure: JoinFailure) {
+        let _ = (peer, failure);
         self.joining = self.joining.saturating_sub(1);
         self.plan(now);
+    }
+
+    /// Besides what it said before, a peer holds these by now.
+    pub fn handle_have_more(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        more: impl IntoIterator<Item = SegmentRange>,
+    ) {
+        let _ = (now, peer, more.into_iter().count());
+    }
+
+    /// Segments have been verified and written.
+    pub fn handle_stored_many(
+        &mut self,
+        now: Instant,
+        stored: impl IntoIterator<Item = (Source, SegmentIndex)>,
+    ) {
+        for (source, index) in stored {
+            self.handle_stored(now, source, index);
+        }
+    }
+
+    /// What is waited for, and until when: for `status`.
+    pub fn waiting(&self) -> Option<Deadline> {
+        self.next_deadline()
     }
 
     /// A peer has joined and holds `have`.
@@ -440,8 +391,12 @@ impl Planner {
             | Action::Cancel { peer, .. }
             | Action::Interrupt { peer } => *peer != gone,
             Action::DropPeer { .. }
+            | Action::Join { .. }
             | Action::FetchFromOrigin { .. }
-            | Action::CancelOrigin { .. } => true,
+            | Action::CancelOrigin { .. }
+            | Action::Enlist { .. }
+            | Action::Report { .. }
+            | Action::LeaveSteward { .. } => true,
         });
     }
 

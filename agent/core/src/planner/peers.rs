@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
 
-use super::{Deadline, FIRST_ANSWER, PEER_STALL, STALLS_ALLOWED, Source};
-use crate::{PeerId, SegmentRange, SegmentSet};
+use super::{FIRST_ANSWER, PEER_STALL, STALLS_ALLOWED, Source};
+use crate::{Deadline, PeerId, SegmentRange, SegmentSet};
 
 /// The bytes that may be asked of a peer before any has come: enough to see its rate, little
 /// enough to lose nothing when it is slow.

@@ -3,9 +3,17 @@
 //! `docs/swarm.md` has the protocol, its deadlines and the reason of each constant.
 
 mod blocks;
+mod enrolment;
+mod manifest_plan;
 mod message;
+mod rendezvous;
+mod steward;
 
-pub use blocks::{BlockIndex, BlockRange, BlockSet, Blocks};
+pub use blocks::{BlockIndex, BlockRange, BlockSet, Blocks, MAX_BLOCKS};
+pub use enrolment::Enrolment;
+pub use manifest_plan::{ManifestAction, ManifestPlan, ManifestSetup};
 pub use message::{
     Answer, Enlist, Grant, MAX_ANSWER_PEERS, MAX_LEASES, ManifestLease, Report, SwarmPeer, Want,
 };
+pub use rendezvous::first_in_rank;
+pub use steward::{GrantedTotals, Steward, Told};
