@@ -1,0 +1,2 @@
+//! `branchline-sim [SVG]`: the table over numbers of members, and its plot.
+fn main() {}
