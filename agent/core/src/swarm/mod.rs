@@ -16,4 +16,7 @@ pub use message::{
     Answer, Enlist, Grant, MAX_ANSWER_PEERS, MAX_LEASES, ManifestLease, Report, SwarmPeer, Want,
 };
 pub use rendezvous::first_in_rank;
-pub use steward::{GrantedTotals, Steward, Told};
+pub use steward::{
+    GONE_LINGERS, GrantedTotals, LEASE_LASTS, LESSEE_SILENCE, MANIFEST_LEASE, MAX_LESSEES,
+    MAX_STEWARD_BYTES, MEMBER_SILENCE, Steward, Told,
+};
