@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use branchline_core::SegmentSet;
 use branchline_core::planner::Planner;
-use branchline_core::swarm::{Answer, BlockIndex, BlockRange, Enlist, Report};
+use branchline_core::swarm::{
+    Answer, BlockIndex, BlockRange, BlockSet, Enlist, LESSEE_SILENCE, MEMBER_SILENCE, Report,
+};
 use branchline_hashing::SegmentIndex;
 
 use crate::member::{Member, MemberId};
@@ -30,9 +32,16 @@ struct Ledger {
     leases: BTreeMap<BlockIndex, GrantId>,
     grants: BTreeMap<GrantId, Lease>,
     last: u64,
-    /// How many live members hold a block, and which each does.
+    members: BTreeMap<MemberId, Told>,
+    /// How many members hold a block, silent ones counted.
     holders: BTreeMap<BlockIndex, u32>,
-    held: BTreeMap<MemberId, BTreeSet<BlockIndex>>,
+}
+
+/// What a member told a steward.
+#[derive(Debug)]
+struct Told {
+    held: BlockSet,
+    heard: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,7 +135,7 @@ impl Checks {
     ) {
         self.left(steward, member);
         let ledger = self.ledgers.entry(steward).or_default();
-        ledger.hold(member, enlist.held.iter(), now);
+        ledger.hold(member, &enlist.held, now);
     }
 
     pub(crate) fn reported(
@@ -137,9 +146,14 @@ impl Checks {
         now: Duration,
     ) {
         let ledger = self.ledgers.entry(steward).or_default();
-        ledger.hold(member, report.held.iter(), now);
+        ledger.hold(member, &report.held, now);
         for block in report.returned.iter().flat_map(BlockRange::iter) {
-            ledger.release(member, block);
+            if ledger
+                .lease_of(block)
+                .is_some_and(|lease| lease.member == member)
+            {
+                ledger.leases.remove(&block);
+            }
         }
     }
 
@@ -148,7 +162,10 @@ impl Checks {
         ledger.grants.retain(|_, lease| lease.member != member);
         let grants = &ledger.grants;
         ledger.leases.retain(|_, grant| grants.contains_key(grant));
-        for block in ledger.held.remove(&member).unwrap_or_default() {
+        let Some(told) = ledger.members.remove(&member) else {
+            return;
+        };
+        for block in told.held.iter() {
             if let Some(count) = ledger.holders.get_mut(&block) {
                 *count -= 1;
             }
@@ -169,15 +186,15 @@ impl Checks {
             ledger.last += 1;
             let id = GrantId(ledger.last);
             for block in grant.blocks.iter() {
-                let other = ledger.lessee(block, now);
+                let lessee = ledger.lessee(block, now);
                 assert!(
-                    other.is_none(),
-                    "seed {seed}: at {now:?} {steward:?} leases {block:?} to {member:?}, which {other:?} has"
+                    lessee.is_none(),
+                    "seed {seed}: at {now:?} {steward:?} leases {block:?} to {member:?}, but {lessee:?} has it"
                 );
-                let holders = ledger.holders.get(&block).copied().unwrap_or(0);
+                let holder = ledger.holder(block, now);
                 assert!(
-                    holders == 0,
-                    "seed {seed}: at {now:?} {steward:?} leases {block:?}, which {holders} members hold"
+                    holder.is_none(),
+                    "seed {seed}: at {now:?} {steward:?} leases {block:?} to {member:?}, but {holder:?} holds it"
                 );
                 ledger.leases.insert(block, id);
             }
@@ -192,30 +209,48 @@ impl Checks {
 }
 
 impl Ledger {
+    fn lease_of(&self, block: BlockIndex) -> Option<&Lease> {
+        self.grants.get(self.leases.get(&block)?)
+    }
+
+    /// Who has a block leased: neither is its lease over, nor is it silent for long.
     fn lessee(&self, block: BlockIndex, now: Duration) -> Option<MemberId> {
-        let lease = self.grants.get(self.leases.get(&block)?)?;
-        (now < lease.until).then_some(lease.member)
+        let lease = self.lease_of(block)?;
+        let heard = self.members.get(&lease.member)?.heard;
+        let lives = now < lease.until && now < heard + LESSEE_SILENCE;
+        lives.then_some(lease.member)
     }
 
-    /// A member has come to hold blocks: its leases of them are fulfilled and last longer for the rest of each run.
-    fn hold(&mut self, member: MemberId, blocks: impl Iterator<Item = BlockIndex>, now: Duration) {
-        for block in blocks {
-            if let Some(lease) = self.release(member, block) {
-                lease.until = now + lease.lasts;
-            }
-            if self.held.entry(member).or_default().insert(block) {
-                *self.holders.entry(block).or_default() += 1;
-            }
-        }
-    }
-
-    fn release(&mut self, member: MemberId, block: BlockIndex) -> Option<&mut Lease> {
-        let grant = *self.leases.get(&block)?;
-        let lease = self.grants.get_mut(&grant)?;
-        if lease.member != member {
+    /// A member that holds a block: one that was heard, or that has everything and so has nothing to say.
+    fn holder(&self, block: BlockIndex, now: Duration) -> Option<MemberId> {
+        if self.holders.get(&block).is_none_or(|count| *count == 0) {
             return None;
         }
-        self.leases.remove(&block);
-        Some(lease)
+        let counts = |told: &Told| {
+            let heard = now < told.heard + MEMBER_SILENCE || told.held.is_full();
+            heard && told.held.contains(block)
+        };
+        let mut holders = self.members.iter().filter(|(_, told)| counts(told));
+        holders.next().map(|(member, _)| *member)
+    }
+
+    /// A member has come to hold blocks. Nobody has those leased any more; its own leases of them
+    /// last longer for the rest of each run.
+    fn hold(&mut self, member: MemberId, blocks: &BlockSet, now: Duration) {
+        let told = self.members.entry(member).or_insert_with(|| Told {
+            held: BlockSet::empty(blocks.size()),
+            heard: now,
+        });
+        told.heard = now;
+        for block in blocks.iter() {
+            if told.held.insert(block) {
+                *self.holders.entry(block).or_default() += 1;
+            }
+            let grant = self.leases.remove(&block);
+            let lease = grant.and_then(|grant| self.grants.get_mut(&grant));
+            if let Some(lease) = lease.filter(|lease| lease.member == member) {
+                lease.until = now + lease.lasts;
+            }
+        }
     }
 }

@@ -17,8 +17,8 @@ pub struct Figures {
     pub wan_content_bytes: f64,
     /// What the question "what is current" took on the WAN, all members together.
     pub wan_question_bytes: f64,
-    /// Of `wan_content_bytes`, what members fetched that started when all others had ended.
-    pub wan_late_bytes: f64,
+    /// Bytes of segments and manifest that the origin gave to those that started when all others had ended.
+    pub late_bytes: u64,
     /// Segments that the origin gave more than once, counted each time but the first.
     pub fetched_again: u64,
     /// From the first start to the end of the last transfer that was to end; late comers aside.
@@ -90,7 +90,8 @@ pub(crate) const QUESTION_ROUND_TRIPS: u32 = 3;
 pub(crate) fn ideal(scenario: &Scenario, file_bytes: u64, last_start: Duration) -> Duration {
     let asked = scenario.wan_rtt * (QUESTION_ROUND_TRIPS + 1);
     let over_wan = asked + scenario.wan_time(file_bytes);
-    let over_lan = Duration::from_secs_f64(file_bytes as f64 * 8.0 / crate::world::LAN_BITS_PER_SEC);
+    let over_lan =
+        Duration::from_secs_f64(file_bytes as f64 * 8.0 / crate::world::LAN_BITS_PER_SEC);
     match scenario.joins {
         Joins::Together => over_wan,
         Joins::Within(_) => over_wan.max(last_start + asked + over_lan),

@@ -144,7 +144,12 @@ mod tests {
         }
         for set in sets {
             let wire = ResponderMessage::Have(Have::of(&set)).to_bytes();
-            assert_eq!(1 + set_bytes(&set), count(wire.len()), "{} segments", set.len());
+            assert_eq!(
+                1 + set_bytes(&set),
+                count(wire.len()),
+                "{} segments",
+                set.len()
+            );
         }
     }
 }

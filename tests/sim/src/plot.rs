@@ -64,9 +64,15 @@ fn draw<Back: DrawingBackend>(
 where
     Back::ErrorType: 'static,
 {
-    let points = || rows.iter().map(|row| (f64::from(row.members), (panel.value)(row)));
+    let points = || {
+        rows.iter()
+            .map(|row| (f64::from(row.members), (panel.value)(row)))
+    };
     let last = points().map(|(x, _)| x).fold(16.0, f64::max);
-    let top = points().map(|(_, y)| y).chain(panel.goal).fold(0.0, f64::max);
+    let top = points()
+        .map(|(_, y)| y)
+        .chain(panel.goal)
+        .fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(panel.title, ("sans-serif", 18))
         .margin(12)

@@ -33,19 +33,24 @@ impl World {
     }
 
     /// Something came over the WAN.
-    pub(crate) fn from_origin(&mut self, arrival: WanArrival, fetch: Fetch) {
+    pub(crate) fn origin_sent(&mut self, arrival: WanArrival, fetch: Fetch) {
         let id = fetch.member;
         if arrival.ends {
             self.member(id).asking.fetches.remove(&arrival.fetch);
         }
+        let late = id.0 >= self.scenario.members;
         match fetch.what {
             Fetched::Question => self.plan_manifest(id),
-            Fetched::Manifest => self.manifest_came(id),
+            Fetched::Manifest => {
+                if late {
+                    self.late_bytes += self.manifest_bytes();
+                }
+                self.manifest_came(id);
+            }
             Fetched::Run(run) => {
-                let length = self.lengths[arrival.index.0 as usize];
                 self.checks.came_from_origin(arrival.index);
-                if self.late_ones_started && id.0 >= self.scenario.members {
-                    self.late_bytes += f64::from(length) * crate::wan::WAN_FACTOR;
+                if late {
+                    self.late_bytes += u64::from(self.lengths[arrival.index.0 as usize]);
                 }
                 self.stored(id, Source::Origin, arrival.index);
                 if arrival.ends {
@@ -182,11 +187,7 @@ impl World {
     }
 
     /// Gives the planner an input, if there is one, and does what it says.
-    pub(crate) fn with_planner(
-        &mut self,
-        id: MemberId,
-        input: impl FnOnce(&mut Planner, Instant),
-    ) {
+    pub(crate) fn with_planner(&mut self, id: MemberId, input: impl FnOnce(&mut Planner, Instant)) {
         let now = self.clock.instant();
         let member = self.member(id);
         if member.died.is_some() {
@@ -210,7 +211,8 @@ impl World {
             };
             let Some(action) = planner.poll_action() else {
                 let deadline = planner.next_deadline().map(|deadline| deadline.at);
-                self.checks.done_came_verified(id, planner, &member.verified);
+                self.checks
+                    .done_came_verified(id, planner, &member.verified);
                 if planner.is_finished() && member.ended.is_none() {
                     self.ended(id);
                 }
@@ -237,7 +239,10 @@ impl World {
     }
 
     fn join(&mut self, id: MemberId, peer: MemberId) {
-        self.member(id).asking.sessions.insert(peer, Session::Joining);
+        self.member(id)
+            .asking
+            .sessions
+            .insert(peer, Session::Joining);
         let wait = self.connect(id, peer);
         if self.lives(peer) {
             self.send_after(wait, id, peer, Message::Join);

@@ -54,7 +54,13 @@ impl World {
 
     /// The stream to a steward has ended: whoever plans is told.
     pub(crate) fn steward_lost(&mut self, id: MemberId, steward: MemberId) {
-        if self.member(id).asking.enlisted_at.remove(&steward).is_none() {
+        if self
+            .member(id)
+            .asking
+            .enlisted_at
+            .remove(&steward)
+            .is_none()
+        {
             return;
         }
         let steward = self.peer_of(steward);
@@ -87,7 +93,9 @@ impl World {
                 self.with_manifest_plan(id, |plan, now| plan.handle_answer(now, steward, answer));
             }
             Phase::Segments(_) => {
-                self.with_planner(id, |planner, now| planner.handle_answer(now, steward, answer));
+                self.with_planner(id, |planner, now| {
+                    planner.handle_answer(now, steward, answer)
+                });
             }
         }
     }

@@ -106,7 +106,9 @@ fn row(members: u32, joins: Joins, seeds: &[u64]) -> Row {
 /// Of this process, at its peak (`VmHWM` of proc(5)).
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     Some(kibibytes << 10)
 }
@@ -124,10 +126,9 @@ pub fn line(row: &Row) -> String {
         Joins::Together => "together".to_owned(),
         Joins::Within(time) => format!("{} s", time.as_secs()),
     };
-    let memory = row.memory_per_member.map_or_else(
-        || "?".to_owned(),
-        |bytes| format!("{}", bytes / 1000),
-    );
+    let memory = row
+        .memory_per_member
+        .map_or_else(|| "?".to_owned(), |bytes| format!("{}", bytes / 1000));
     format!(
         "{:>7}  {joins:<8}  {:>8}  {:>8.3}  {:>14.3}  {:>14.3}  {:>9.3}  {:>8.0}  {:>11.2}  {:>15.1}  {memory:>9}  {:>5.1}",
         row.members,

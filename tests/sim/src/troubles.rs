@@ -46,7 +46,9 @@ impl Views {
     ) -> Self {
         let live: BTreeSet<PeerId> = members.iter().map(|member| member.peer).collect();
         let first = first_in_rank(&swarm, live.iter().copied(), 1);
-        let steward = first.first().map_or(MemberId(0), |peer| World::id_of(*peer));
+        let steward = first
+            .first()
+            .map_or(MemberId(0), |peer| World::id_of(*peer));
         let half = |me: &Member, chance: &mut Chance| {
             let seen = |peer: &PeerId| *peer == me.peer || chance.below(2) == 0;
             live.iter().copied().filter(seen).collect()

@@ -155,7 +155,9 @@ mod tests {
     use super::*;
 
     fn segments(range: std::ops::Range<u32>) -> VecDeque<(SegmentIndex, u32)> {
-        range.map(|index| (SegmentIndex(index), 1_000_000)).collect()
+        range
+            .map(|index| (SegmentIndex(index), 1_000_000))
+            .collect()
     }
 
     fn run(wan: &mut Wan) -> Vec<(u64, u32, u64)> {
@@ -174,10 +176,7 @@ mod tests {
         let mut wan = Wan::new(1_036_000.0);
         wan.begin(Duration::ZERO, FetchId(1), segments(0..2));
         wan.begin(Duration::ZERO, FetchId(2), segments(5..6));
-        assert_eq!(
-            run(&mut wan),
-            [(1, 0, 2_000), (2, 5, 2_000), (1, 1, 3_000)]
-        );
+        assert_eq!(run(&mut wan), [(1, 0, 2_000), (2, 5, 2_000), (1, 1, 3_000)]);
         assert!((wan.carried_bytes() - 3_108_000.0).abs() < 10.0);
     }
 

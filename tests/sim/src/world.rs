@@ -125,7 +125,7 @@ pub(crate) struct World {
     pub(crate) late_ones_started: bool,
     pub(crate) views: crate::troubles::Views,
     pub(crate) question_bytes: f64,
-    pub(crate) late_bytes: f64,
+    pub(crate) late_bytes: u64,
 }
 
 /// Runs a scenario to its end.
@@ -181,7 +181,7 @@ impl World {
             unfinished: scenario.members,
             late_ones_started: scenario.late == 0,
             question_bytes: 0.0,
-            late_bytes: 0.0,
+            late_bytes: 0,
             clock: Clock::new(),
             scenario,
             chance,
@@ -273,7 +273,9 @@ impl World {
         let tally = &mut self.member(from).tally;
         tally.messages += 1;
         tally.message_bytes += wire;
-        let at = self.lan.control(self.clock.now() + wait, from.0, to.0, wire);
+        let at = self
+            .lan
+            .control(self.clock.now() + wait, from.0, to.0, wire);
         self.clock.at(at, Event::Deliver { from, to, message });
     }
 
@@ -315,7 +317,8 @@ impl World {
     pub(crate) fn close_fetch(&mut self, id: FetchId) {
         if let Some(fetch) = self.fetches.get_mut(&id) {
             fetch.closed = true;
-            self.clock.after(self.scenario.wan_rtt, Event::FetchEnds(id));
+            self.clock
+                .after(self.scenario.wan_rtt, Event::FetchEnds(id));
         }
     }
 
@@ -362,7 +365,7 @@ impl World {
                 self.fetches.remove(&arrival.fetch);
             }
             if !fetch.closed {
-                self.from_origin(arrival, fetch);
+                self.origin_sent(arrival, fetch);
             }
         }
         self.plan_wan();
@@ -415,7 +418,7 @@ impl World {
             file_bytes: self.file_bytes,
             wan_content_bytes: wan - self.question_bytes,
             wan_question_bytes: self.question_bytes,
-            wan_late_bytes: self.late_bytes,
+            late_bytes: self.late_bytes,
             fetched_again: self.checks.fetched_again(),
             makespan: last_end.unwrap_or_default().saturating_sub(first),
             ideal: ideal(&self.scenario, self.file_bytes, last_start),
@@ -423,7 +426,11 @@ impl World {
             control_bytes: of_all(|member| member.tally.message_bytes),
             control_bytes_largest: largest(|member| member.tally.message_bytes),
             upload_bytes_largest: largest(|member| member.tally.upload_bytes),
-            planning: self.members.iter().map(|member| member.tally.planning).sum(),
+            planning: self
+                .members
+                .iter()
+                .map(|member| member.tally.planning)
+                .sum(),
             segments_stored: of_all(|member| member.tally.stored),
             peer_duplicates: of_all(|member| member.tally.duplicates),
             members_failed: u32::try_from(dead).unwrap_or(u32::MAX),
