@@ -184,6 +184,42 @@ impl SegmentSet {
         self.first_by(other, |mine, theirs| mine & !theirs)
     }
 
+    /// The first member within `range` that is not in `other`.
+    pub fn first_not_in_range(&self, other: &Self, range: SegmentRange) -> Option<SegmentIndex> {
+        self.first_in(range.first..range.end(), other, |mine, theirs| {
+            mine & !theirs
+        })
+    }
+
+    /// The first member within `range` that is in `other`, too.
+    pub fn first_also_in_range(&self, other: &Self, range: SegmentRange) -> Option<SegmentIndex> {
+        self.first_in(range.first..range.end(), other, |mine, theirs| {
+            mine & theirs
+        })
+    }
+
+    /// How many members lie in `range`.
+    pub fn count_in(&self, range: SegmentRange) -> u32 {
+        words_of(range.first..range.end().min(self.size))
+            .map(|(at, mask)| (self.words[at] & mask).count_ones())
+            .sum()
+    }
+
+    fn first_in(
+        &self,
+        range: std::ops::Range<u32>,
+        other: &Self,
+        choose: fn(u64, u64) -> u64,
+    ) -> Option<SegmentIndex> {
+        let end = range.end.min(self.size);
+        words_of(range.start..end).find_map(|(at, mask)| {
+            let theirs = other.words.get(at).copied().unwrap_or(0);
+            let chosen = choose(self.words[at], theirs) & mask;
+            let word = u32::try_from(at).unwrap_or(u32::MAX);
+            (chosen != 0).then(|| SegmentIndex(word * 64 + chosen.trailing_zeros()))
+        })
+    }
+
     fn first_by(&self, other: &Self, choose: fn(u64, u64) -> u64) -> Option<SegmentIndex> {
         self.words
             .iter()
@@ -221,6 +257,17 @@ impl SegmentSet {
             SegmentRange::new(first, count)
         })
     }
+}
+
+/// The words that hold the bits of `range`, each with a mask of those.
+fn words_of(range: std::ops::Range<u32>) -> impl Iterator<Item = (usize, u64)> {
+    let words = range.start / 64..range.end.div_ceil(64).max(range.start / 64);
+    words.map(move |word| {
+        let from = range.start.saturating_sub(word * 64).min(63);
+        let until = (range.end - word * 64).min(64);
+        let mask = (u64::MAX << from) & (u64::MAX >> (64 - until));
+        (word as usize, mask)
+    })
 }
 
 impl fmt::Debug for SegmentSet {
@@ -264,6 +311,15 @@ mod tests {
             prop_assert_eq!(complement.iter().map(|i| i.0).collect::<Vec<_>>(), missing);
             prop_assert_eq!(set.first_also_in(&complement), None);
             prop_assert_eq!(set.first_not_in(&complement).map(|i| i.0), twin.first().copied());
+            let part = SegmentRange::new(SegmentIndex(size / 3), size / 2 + 1).expect("a range");
+            let in_part: Vec<u32> =
+                twin.iter().copied().filter(|i| part.contains(SegmentIndex(*i))).collect();
+            prop_assert_eq!(set.count_in(part) as usize, in_part.len());
+            let full = SegmentSet::full(size);
+            let first = set.first_also_in_range(&full, part).map(|i| i.0);
+            prop_assert_eq!(first, in_part.first().copied());
+            let first = set.first_not_in_range(&complement, part).map(|i| i.0);
+            prop_assert_eq!(first, in_part.first().copied());
             let mut all = set.clone();
             all.unite(&complement);
             prop_assert!(all.is_full());

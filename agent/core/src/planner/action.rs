@@ -1,6 +1,6 @@
 //! What goes in and out of a planner.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
 use bytes::Bytes;
@@ -128,4 +128,13 @@ pub enum RunFailure {
     NoRanges,
     /// All retries are used up.
     GaveUp,
+}
+
+/// What a transfer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// What, or whom.
+    pub waiting_for: &'static str,
+    /// When something else is tried; `None` where only the origin's own retries know.
+    pub until: Option<Instant>,
 }

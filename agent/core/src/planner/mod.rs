@@ -8,30 +8,45 @@
 //! - a segment is in flight at one place at most, but for the end game, where a second place may
 //!   be asked and the first answer cancels the other;
 //! - a peer that was dropped is never asked again;
+//! - the origin is asked only for what a steward leased to this member, or, while it is alone or has waited
+//!   long enough, by its own right;
 //! - as long as a segment is missing there is an action in flight or a deadline set, unless no
 //!   peer holds it and the origin is closed: then [`Planner::is_stuck`] says so;
-//! - nothing here reads the clock or draws a random number.
+//! - nothing here reads the clock or draws a random number: choices by chance come from the seed.
 //!
 //! It does not verify, and it does not retry the origin: the origin's own retries lie below
 //! `FetchFromOrigin`.
 
 mod action;
+mod choice;
+mod fetching;
+mod neighbours;
 mod origin;
+mod patience;
+mod peer;
 mod peers;
 mod setup;
+mod words;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
 
-use crate::swarm::Answer;
+use crate::swarm::{BlockIndex, BlockRange, BlockSet, Blocks, Enrolment, News};
 use crate::{Deadline, PeerId, SegmentRange, SegmentSet};
-use origin::OriginPlan;
+use choice::Open;
+use neighbours::Neighbours;
+use origin::{OriginPlan, Right};
+use patience::Patience;
 use peers::Peers;
 
-pub use action::{Action, Arrival, JoinFailure, OriginAccess, RunFailure, Source};
+pub use action::{Action, Arrival, JoinFailure, OriginAccess, RunFailure, Source, Waiting};
+pub use neighbours::MAX_NEIGHBOURS;
+pub(crate) use patience::{answer_patience, wait_for_others};
 pub use peers::DropReason;
 pub use setup::{OriginPace, Setup, Sharing};
 
@@ -54,42 +69,108 @@ pub const STALLS_ALLOWED: u32 = 2;
 /// Plans one transfer. See the module's text.
 #[derive(Debug)]
 pub struct Planner {
+    me: Option<PeerId>,
     lengths: Arc<[u32]>,
+    bytes: u64,
+    blocks: Blocks,
     /// Verified and written.
     done: SegmentSet,
     /// Neither done nor in flight anywhere.
-    open: SegmentSet,
+    open: Open,
     peers: Peers,
+    neighbours: Option<Neighbours>,
+    enrolment: Option<Enrolment>,
     origin: OriginPlan,
-    /// Peers that were asked to join and have not answered, and until when the origin waits.
-    joining: u32,
+    /// What the steward granted and is not fetched yet.
+    leases: Vec<BlockRange>,
+    /// Runs by own right since others brought something; and where the next one begins.
+    own_runs: usize,
+    own_next: SegmentIndex,
+    patience: Patience,
+    /// The blocks that are there, those not reported yet, and how many segments each lacks.
+    held: BlockSet,
+    unreported: BlockSet,
+    lacks: Vec<u32>,
+    returned: Vec<BlockRange>,
+    news: News,
+    /// Until when the origin waits for members that were asked to join.
     grace_until: Option<Instant>,
+    /// The last time that was told.
+    now: Instant,
+    rng: Xoshiro256PlusPlus,
     actions: VecDeque<Action>,
 }
 
 impl Planner {
     /// Plans one transfer.
+    ///
+    /// # Panics
+    /// When the lengths are not as many as the set of what is there has room for.
     pub fn new(now: Instant, setup: Setup) -> Self {
         let Setup {
             lengths,
             done,
             origin,
-            ..
+            pace,
+            seed,
+            sharing,
         } = setup;
-        let joining = 0;
-        let open = done.complement();
+        assert_eq!(lengths.len(), done.size() as usize, "a set of this content");
+        let bytes = lengths.iter().map(|length| u64::from(*length)).sum();
+        let blocks = Blocks::of(done.size(), bytes);
+        let patience = Patience::new(now, pace, bytes);
+        let answer_patience = answer_patience(pace, bytes);
+        let held = blocks.held_of(&done);
+        let open = Open::new(blocks, done.complement());
+        let lacks = open.of_blocks().to_vec();
         let mut planner = Self {
+            me: sharing.as_ref().map(|sharing| sharing.me),
             lengths,
-            done,
+            bytes,
+            blocks,
+            peers: Peers::new(blocks, FIRST_ANSWER.min(patience.wait())),
             open,
-            peers: Peers::default(),
+            done,
+            neighbours: None,
+            enrolment: None,
             origin: OriginPlan::new(origin),
-            joining,
-            grace_until: Some(now + JOIN_GRACE),
+            leases: Vec::new(),
+            own_runs: 0,
+            own_next: SegmentIndex(0),
+            patience,
+            unreported: held.clone(),
+            held,
+            lacks,
+            returned: Vec::new(),
+            news: News::default(),
+            grace_until: None,
+            now,
+            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
             actions: VecDeque::new(),
         };
+        if let Some(sharing) = sharing {
+            planner.share(now, sharing, answer_patience);
+        }
         planner.plan(now);
         planner
+    }
+
+    fn share(&mut self, now: Instant, sharing: Sharing, answer_patience: Duration) {
+        let Sharing {
+            me,
+            swarm,
+            mut members,
+            enrolment,
+        } = sharing;
+        members.remove(&me);
+        self.enrolment = Some(
+            enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, answer_patience)),
+        );
+        self.grace_until = Some(now + JOIN_GRACE.min(answer_patience));
+        self.neighbours = Some(Neighbours::new(members));
+        // The steward knows nothing of what this member would fetch.
+        self.news.urgent = true;
+        self.own_next = self.any_place();
     }
 
     /// Whether every segment is there.
@@ -100,10 +181,15 @@ impl Planner {
     /// Whether segments are missing that nobody can give: no peer in sight holds them and the
     /// origin is closed.
     pub fn is_stuck(&self, now: Instant) -> bool {
+        let asking = self.neighbours.as_ref().is_some_and(Neighbours::is_asking);
+        let hopes = self.enrolment.as_ref().is_some_and(|enrolment| {
+            enrolment.awaits_answer() || !enrolment.is_alone() && !self.patience.is_over(now)
+        });
         !self.is_finished()
             && self.actions.is_empty()
             && self.origin.access() == OriginAccess::Closed
-            && !self.waits_for_joiners(now)
+            && !asking
+            && !hopes
             && self.peers.is_idle()
     }
 
@@ -127,65 +213,100 @@ impl Planner {
         if self.is_finished() {
             return None;
         }
-        let waiting_for = "peers to answer";
-        let grace = self.grace_until.filter(|_| self.joining > 0);
-        let grace = grace.map(|at| Deadline { at, waiting_for });
-        grace.into_iter().chain(self.peers.next_deadline()).min()
+        let later = |at: Option<Instant>, waiting_for| {
+            let at = at.filter(|at| *at > self.now);
+            at.map(|at| Deadline { at, waiting_for })
+        };
+        let news = self.current_news();
+        [
+            later(
+                self.grace_until.filter(|_| self.awaits_first()),
+                "peers to answer",
+            ),
+            later(
+                Some(self.patience.until()).filter(|_| !self.is_alone()),
+                "others to bring what they fetch",
+            ),
+            later(self.origin.next_stall(), "the origin"),
+            self.peers.next_deadline(),
+            self.neighbours
+                .as_ref()
+                .and_then(|neighbours| neighbours.next_deadline(self.now)),
+            self.enrolment
+                .as_ref()
+                .and_then(|enrolment| enrolment.next_deadline(self.now, news)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// What is waited for, and until when at most: for `status`. `None` when all is there.
+    pub fn waiting(&self) -> Option<Waiting> {
+        if self.is_finished() {
+            return None;
+        }
+        let awaits_steward = self
+            .enrolment
+            .as_ref()
+            .is_some_and(Enrolment::awaits_answer);
+        let peers = self.peers.next_deadline();
+        let (waiting_for, until) = if !self.origin.is_idle() {
+            ("the origin", self.origin.next_stall())
+        } else if self.peers.owe_anything() {
+            ("peers to send segments", peers.map(|peers| peers.at))
+        } else if self.awaits_first() {
+            ("peers to answer", self.grace_until)
+        } else if awaits_steward {
+            ("the steward to answer", Some(self.patience.until()))
+        } else if !self.is_alone() {
+            let until = Some(self.patience.until());
+            ("others to bring what they fetch", until)
+        } else {
+            (
+                "a peer that holds it",
+                self.next_deadline().map(|next| next.at),
+            )
+        };
+        let until = until.filter(|until| *until > self.now);
+        Some(Waiting { waiting_for, until })
     }
 
     /// The branch's live members by now.
     pub fn handle_members(&mut self, now: Instant, members: &BTreeSet<PeerId>) {
-        let _ = (now, members);
-    }
-
-    /// The steward has answered.
-    pub fn handle_answer(&mut self, now: Instant, steward: PeerId, answer: &Answer) {
-        let _ = (now, steward, answer);
-    }
-
-    /// The stream to the steward has ended or could not be opened.
-    pub fn handle_steward_lost(&mut self, now: Instant, steward: PeerId) {
-        let _ = (now, steward);
+        if let Some(enrolment) = &mut self.enrolment {
+            enrolment.handle_members(now, members);
+        }
+        if let Some(neighbours) = &mut self.neighbours {
+            let mut others = members.clone();
+            others.retain(|member| Some(*member) != self.me);
+            neighbours.set_members(others);
+        }
+        self.plan(now);
     }
 
     /// A peer that was asked to join has not.
     pub fn handle_not_joined(&mut self, now: Instant, peer: PeerId, failure: JoinFailure) {
-        let _ = (peer, failure);
-        self.joining = self.joining.saturating_sub(1);
-        self.plan(now);
-    }
-
-    /// Besides what it said before, a peer holds these by now.
-    pub fn handle_have_more(
-        &mut self,
-        now: Instant,
-        peer: PeerId,
-        more: impl IntoIterator<Item = SegmentRange>,
-    ) {
-        let _ = (now, peer, more.into_iter().count());
-    }
-
-    /// Segments have been verified and written.
-    pub fn handle_stored_many(
-        &mut self,
-        now: Instant,
-        stored: impl IntoIterator<Item = (Source, SegmentIndex)>,
-    ) {
-        for (source, index) in stored {
-            self.handle_stored(now, source, index);
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.not_joined(now, peer, failure);
         }
-    }
-
-    /// What is waited for, and until when: for `status`.
-    pub fn waiting(&self) -> Option<Deadline> {
-        self.next_deadline()
+        self.plan(now);
     }
 
     /// A peer has joined and holds `have`.
     pub fn handle_joined(&mut self, now: Instant, peer: PeerId, have: SegmentSet) {
-        self.joining = self.joining.saturating_sub(1);
-        self.peers.join(now, peer, have);
-        self.take_from_origin(peer);
+        if let Some(neighbours) = &mut self.neighbours
+            && !neighbours.joined(peer)
+        {
+            return;
+        }
+        let freed = self.peers.remove_for_rejoin(peer);
+        self.reopen(freed);
+        if self.peers.join(now, peer, have) {
+            self.take_from_origin(peer);
+        } else if let Some(neighbours) = &mut self.neighbours {
+            neighbours.dropped(peer);
+        }
         self.plan(now);
     }
 
@@ -196,24 +317,77 @@ impl Planner {
         self.plan(now);
     }
 
+    /// Besides what it said before, a peer holds these by now.
+    pub fn handle_have_more(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        more: impl IntoIterator<Item = SegmentRange>,
+    ) {
+        self.peers.extend_have(peer, more);
+        self.take_from_origin(peer);
+        self.plan(now);
+    }
+
     /// A segment has been verified and written.
     pub fn handle_stored(&mut self, now: Instant, source: Source, index: SegmentIndex) {
+        self.handle_stored_many(now, [(source, index)]);
+    }
+
+    /// Segments have been verified and written.
+    pub fn handle_stored_many(
+        &mut self,
+        now: Instant,
+        stored: impl IntoIterator<Item = (Source, SegmentIndex)>,
+    ) {
+        for (source, index) in stored {
+            self.store(now, source, index);
+        }
+        self.plan(now);
+    }
+
+    fn store(&mut self, now: Instant, source: Source, index: SegmentIndex) {
         let new = self.done.insert(index);
         self.open.remove(index);
         let length = self.length(index);
-        match source {
-            Source::Peer(peer) => self.peers.arrived(now, peer, index, length),
-            Source::Origin => self.origin.arrived(now, index, length),
+        let from_others = match source {
+            Source::Peer(peer) => {
+                self.peers.arrived(now, peer, index, length);
+                self.origin.disown(index);
+                true
+            }
+            Source::Origin => self.origin.arrived(now, index, length) == Some(Right::Leased),
+        };
+        if !new {
+            return;
         }
-        if new {
-            self.cancel_elsewhere(source, index);
+        if from_others {
+            let rate = self.origin.bytes_per_sec();
+            self.patience.progress(now, u64::from(length), rate);
         }
-        self.plan(now);
+        self.cancel_elsewhere(source, index);
+        let block = self.blocks.of_segment(index);
+        self.lacks[block.0 as usize] -= 1;
+        if self.lacks[block.0 as usize] == 0 {
+            self.block_is_there(block);
+        }
+    }
+
+    fn block_is_there(&mut self, block: BlockIndex) {
+        self.held.insert(block);
+        self.unreported.insert(block);
+        let held = &self.held;
+        let over = |lease: &mut BlockRange| {
+            lease.contains(block) && lease.iter().all(|block| held.contains(block))
+        };
+        let ended = self.leases.extract_if(.., over).count();
+        self.news.urgent |= ended > 0 || self.held.is_full();
     }
 
     /// A peer sent bytes that are not the segment: it is cut off at once.
     pub fn handle_bad_segment(&mut self, now: Instant, peer: PeerId) {
         self.drop_peer(now, peer, DropReason::Lied);
+        self.plan(now);
     }
 
     /// A peer does not hold a segment it was asked for.
@@ -240,8 +414,12 @@ impl Planner {
     /// A peer's session has ended.
     pub fn handle_left(&mut self, now: Instant, peer: PeerId) {
         let freed = self.peers.remove(peer);
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.left(now, peer);
+        }
         self.forget_actions(peer);
         self.reopen(freed);
+        self.news.urgent = true;
         self.plan(now);
     }
 
@@ -261,6 +439,7 @@ impl Planner {
     ) {
         let freed = self.origin.end(run);
         self.reopen(freed);
+        self.give_back_leases_of(run);
         match (failure, self.origin.access()) {
             (RunFailure::NoRanges, OriginAccess::Ranges) => {
                 self.change_origin(OriginAccess::WholeFileOnly);
@@ -278,15 +457,17 @@ impl Planner {
 
     fn change_origin(&mut self, access: OriginAccess) {
         for run in self.origin.set_access(access) {
-            self.actions.push_back(Action::CancelOrigin { run });
-            let freed = self.origin.end(run);
-            self.reopen(freed);
+            self.cancel_run(run);
+        }
+        for lease in std::mem::take(&mut self.leases) {
+            self.give_back(lease);
         }
     }
 
-    /// This machine's disk is behind with what has come: no peer is to blame for silence.
+    /// This machine's disk is behind with what has come: nobody else is to blame for silence.
     pub fn handle_local_delay(&mut self, now: Instant) {
         self.peers.excuse(now);
+        self.patience.excuse(now);
     }
 
     /// A deadline has passed.
@@ -301,41 +482,45 @@ impl Planner {
                 None => self.drop_peer(now, peer, DropReason::Stalled),
             }
         }
+        self.end_stalled_runs(now);
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.timeout(now);
+        }
+        if let Some(enrolment) = &mut self.enrolment {
+            enrolment.handle_timeout(now);
+        }
         self.plan(now);
     }
 
     /// Hands out what is open: to peers first, fastest first; then to the origin what no peer
-    /// holds.
+    /// holds. Then tells the steward.
     fn plan(&mut self, now: Instant) {
-        if self.is_finished() {
-            return;
+        self.now = self.now.max(now);
+        if !self.is_finished() {
+            self.plan_neighbours(now);
+            self.peers.wake(now);
+            while let Some((peer, range)) =
+                self.peers
+                    .next_request(now, &self.open, &self.lengths, &mut self.rng)
+            {
+                self.close(range);
+                self.actions.push_back(Action::Request { peer, range });
+            }
+            if !self.waits_for_joiners(now) {
+                self.plan_origin(now);
+            }
         }
-        while let Some((peer, range)) = self.peers.next_request(now, &self.open, &self.lengths) {
-            self.close(range);
-            self.actions.push_back(Action::Request { peer, range });
-        }
-        if !self.waits_for_joiners(now) {
-            self.plan_origin(now);
-        }
+        self.plan_words(now);
     }
 
-    fn plan_origin(&mut self, now: Instant) {
-        if self.open.is_empty() {
-            return self.plan_end_game(now);
-        }
-        if !self.origin.has_room() {
+    fn plan_neighbours(&mut self, now: Instant) {
+        let alone = self.is_alone();
+        let Some(neighbours) = &mut self.neighbours else {
             return;
-        }
-        let worth_waiting_for = self.origin.bytes_per_sec() / 2;
-        let held_by_peers = self.peers.held(now, self.done.size(), worth_waiting_for);
-        while let Some(run) =
-            self.origin
-                .next_run(&self.open, &self.done, &held_by_peers, &self.lengths)
-        {
-            for index in run.iter().filter(|index| !held_by_peers.contains(*index)) {
-                self.open.remove(index);
-            }
-            self.actions.push_back(Action::FetchFromOrigin { run });
+        };
+        let any_member = alone || neighbours.branch_is_small();
+        while let Some(peer) = neighbours.next(now, &mut self.rng, any_member) {
+            self.actions.push_back(Action::Join { peer });
         }
     }
 
@@ -346,24 +531,19 @@ impl Planner {
         }
     }
 
-    fn waits_for_joiners(&self, now: Instant) -> bool {
-        self.joining > 0 && self.grace_until.is_some_and(|until| now < until)
+    /// No steward says what this member may fetch.
+    fn is_alone(&self) -> bool {
+        self.enrolment.as_ref().is_none_or(Enrolment::is_alone)
     }
 
-    /// Runs in flight at the origin that a new peer holds are taken back: the LAN is nearer.
-    fn take_from_origin(&mut self, peer: PeerId) {
-        // A whole file would begin at its first byte again.
-        if self.origin.access() != OriginAccess::Ranges {
-            return;
-        }
-        for run in self
-            .origin
-            .runs_held_by(|index| self.peers.holds(peer, index))
-        {
-            self.actions.push_back(Action::CancelOrigin { run });
-            let freed = self.origin.end(run);
-            self.reopen(freed);
-        }
+    fn awaits_first(&self) -> bool {
+        self.neighbours
+            .as_ref()
+            .is_some_and(Neighbours::awaits_first)
+    }
+
+    fn waits_for_joiners(&self, now: Instant) -> bool {
+        self.awaits_first() && self.grace_until.is_some_and(|until| now < until)
     }
 
     /// A segment has come: nobody else needs to send it.
@@ -378,10 +558,14 @@ impl Planner {
 
     fn drop_peer(&mut self, now: Instant, peer: PeerId, reason: DropReason) {
         let freed = self.peers.drop_for(peer);
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.dropped(peer);
+        }
         self.forget_actions(peer);
         self.actions.push_back(Action::DropPeer { peer, reason });
         self.reopen(freed);
-        self.plan(now);
+        self.news.urgent = true;
+        self.now = self.now.max(now);
     }
 
     /// What was still to be said to a peer that is gone.
@@ -409,11 +593,15 @@ impl Planner {
     /// Segments that are no longer expected from one place are open, unless they are there or
     /// another place still owes them.
     fn reopen(&mut self, freed: impl IntoIterator<Item = SegmentIndex>) {
+        let mut any = false;
         for index in freed {
             let owed = self.peers.owes(index) || self.origin.owes(index);
             if !self.done.contains(index) && !owed {
-                self.open.insert(index);
+                any |= self.open.insert(index);
             }
+        }
+        if any {
+            self.peers.reopened();
         }
     }
 
@@ -422,5 +610,5 @@ impl Planner {
     }
 }
 
-#[cfg(any())]
+#[cfg(test)]
 mod tests;

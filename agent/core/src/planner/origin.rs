@@ -1,7 +1,7 @@
 //! What is asked of the origin: runs of adjacent segments.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
 
@@ -19,10 +19,14 @@ const RUN_BYTES: std::ops::RangeInclusive<u64> = (2 << 20)..=(64 << 20);
 /// two runs does not show, short enough that a new peer soon takes over the rest.
 const RUN_SECONDS: u64 = 4;
 
+/// A leased run of which nothing has come for so long is given back: another member's connection may be
+/// better. The origin's own retries have had several turns by then.
+const RUN_STALL: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub(super) struct OriginPlan {
     access: OriginAccess,
-    /// Runs in flight by their first index, with what has not come yet.
+    /// Runs in flight, with what has not come yet.
     runs: BTreeMap<SegmentRange, SegmentRun>,
     started: Option<Instant>,
     bytes: u64,
@@ -34,6 +38,19 @@ pub(super) struct OriginPlan {
 #[derive(Debug)]
 struct SegmentRun {
     owed: BTreeSet<SegmentIndex>,
+    right: Right,
+    /// Whether the steward that is asked now was told of it.
+    told: bool,
+    progress: Instant,
+}
+
+/// By whose word a run is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Right {
+    /// A steward's.
+    Leased,
+    /// This member's: it is alone, or has waited long enough.
+    Own,
 }
 
 impl OriginPlan {
@@ -52,6 +69,15 @@ impl OriginPlan {
         self.access
     }
 
+    /// Runs that may be in flight at once.
+    pub(super) fn limit(&self) -> usize {
+        match self.access {
+            OriginAccess::Closed => 0,
+            OriginAccess::Ranges => self.limit,
+            OriginAccess::WholeFileOnly => 1,
+        }
+    }
+
     /// Changes what is expected of it; the runs in flight, which end with that.
     pub(super) fn set_access(&mut self, access: OriginAccess) -> Vec<SegmentRange> {
         self.access = access;
@@ -67,11 +93,16 @@ impl OriginPlan {
 
     /// Whether another run may be asked for.
     pub(super) fn has_room(&self) -> bool {
-        match self.access {
-            OriginAccess::Closed => false,
-            OriginAccess::Ranges => self.runs.len() < self.limit,
-            OriginAccess::WholeFileOnly => self.runs.is_empty(),
-        }
+        self.runs.len() < self.limit()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub(super) fn own_runs(&self) -> usize {
+        let own = |run: &&SegmentRun| run.right == Right::Own;
+        self.runs.values().filter(own).count()
     }
 
     /// Bytes per second over all runs, once measured.
@@ -79,13 +110,28 @@ impl OriginPlan {
         self.bytes_per_sec
     }
 
+    /// How long a run is to be by now.
+    pub(super) fn run_bytes(&self) -> u64 {
+        (self.bytes_per_sec * RUN_SECONDS).clamp(*RUN_BYTES.start(), *RUN_BYTES.end())
+    }
+
     pub(super) fn owes(&self, index: SegmentIndex) -> bool {
         self.runs.values().any(|run| run.owed.contains(&index))
     }
 
-    pub(super) fn arrived(&mut self, now: Instant, index: SegmentIndex, length: u32) {
+    /// By which right the segment was fetched, if by any.
+    pub(super) fn arrived(
+        &mut self,
+        now: Instant,
+        index: SegmentIndex,
+        length: u32,
+    ) -> Option<Right> {
+        let mut right = None;
         for run in self.runs.values_mut() {
-            run.owed.remove(&index);
+            if run.owed.remove(&index) {
+                run.progress = now;
+                right = Some(run.right);
+            }
         }
         let started = *self.started.get_or_insert(now);
         self.bytes += u64::from(length);
@@ -93,14 +139,42 @@ impl OriginPlan {
         if millis >= 200 {
             self.bytes_per_sec = self.bytes.saturating_mul(1000) / millis;
         }
+        right
+    }
+
+    /// A segment has come from elsewhere.
+    pub(super) fn disown(&mut self, index: SegmentIndex) {
+        for run in self.runs.values_mut() {
+            run.owed.remove(&index);
+        }
+    }
+
+    /// A run is asked for, and owes these.
+    pub(super) fn begin(
+        &mut self,
+        now: Instant,
+        run: SegmentRange,
+        owed: BTreeSet<SegmentIndex>,
+        right: Right,
+    ) {
+        let run_state = SegmentRun {
+            owed,
+            right,
+            told: false,
+            progress: now,
+        };
+        self.runs.insert(run, run_state);
     }
 
     /// A run has ended: what it still owed.
     pub(super) fn end(&mut self, run: SegmentRange) -> Vec<SegmentIndex> {
-        self.runs
-            .remove(&run)
-            .map(|run| run.owed.into_iter().collect())
-            .unwrap_or_default()
+        let owed = self.runs.remove(&run).map(|run| run.owed);
+        if self.runs.is_empty() {
+            // Idle time says nothing of the origin's rate.
+            self.started = None;
+            self.bytes = 0;
+        }
+        owed.into_iter().flatten().collect()
     }
 
     /// The runs whose missing segments are all held by somebody nearer.
@@ -113,58 +187,65 @@ impl OriginPlan {
             .collect()
     }
 
-    /// The next run of open segments that no peer holds.
-    pub(super) fn next_run(
-        &mut self,
-        open: &SegmentSet,
-        done: &SegmentSet,
-        held_by_peers: &SegmentSet,
-        lengths: &[u32],
-    ) -> Option<SegmentRange> {
-        if !self.has_room() {
-            return None;
-        }
-        let range = match self.access {
-            OriginAccess::Closed => None,
-            OriginAccess::Ranges => self.first_run(open, held_by_peers, lengths),
-            OriginAccess::WholeFileOnly => whole_file(open, held_by_peers),
-        }?;
-        let missing = |index: &SegmentIndex| !done.contains(*index);
-        let owed = range.iter().filter(missing);
-        let owed = owed
-            .filter(|index| !held_by_peers.contains(*index))
-            .collect();
-        self.runs.insert(range, SegmentRun { owed });
-        Some(range)
+    /// Whether a run in flight has segments in `range`.
+    pub(super) fn is_fetching_in(&self, range: SegmentRange) -> bool {
+        let meets = |run: &SegmentRange| run.first().0 < range.end() && range.first().0 < run.end();
+        self.runs.keys().any(meets)
     }
 
-    fn first_run(
-        &self,
-        open: &SegmentSet,
-        held_by_peers: &SegmentSet,
-        lengths: &[u32],
-    ) -> Option<SegmentRange> {
-        let wanted =
-            |index: &SegmentIndex| open.contains(*index) && !held_by_peers.contains(*index);
-        let first = open.first_not_in(held_by_peers)?;
-        let limit = (self.bytes_per_sec * RUN_SECONDS).clamp(*RUN_BYTES.start(), *RUN_BYTES.end());
-        let mut bytes = 0;
-        let count = (first.0..)
-            .map(SegmentIndex)
-            .take_while(wanted)
-            .take_while(|index| {
-                let room = bytes < limit;
-                bytes += u64::from(lengths.get(index.0 as usize).copied().unwrap_or(0));
-                room
-            })
-            .count();
-        SegmentRange::new(first, u32::try_from(count).ok()?)
+    /// All runs in flight; from now on they count as told to the steward.
+    pub(super) fn tell(&mut self) -> Vec<SegmentRange> {
+        self.runs.values_mut().for_each(|run| run.told = true);
+        self.runs.keys().copied().collect()
+    }
+
+    /// The steward has answered: runs it was told of go on by its word where all they owe is
+    /// `granted`. The others, which are to end.
+    pub(super) fn confirm(&mut self, granted: impl Fn(SegmentIndex) -> bool) -> Vec<SegmentRange> {
+        let mut refused = Vec::new();
+        for (range, run) in self.runs.iter_mut().filter(|(_, run)| run.told) {
+            run.told = false;
+            if run.owed.iter().all(|index| granted(*index)) {
+                run.right = Right::Leased;
+            } else {
+                refused.push(*range);
+            }
+        }
+        refused
+    }
+
+    /// Leased runs of which nothing has come for [`RUN_STALL`].
+    pub(super) fn stalled(&self, now: Instant) -> Vec<SegmentRange> {
+        let late = |run: &SegmentRun| run.right == Right::Leased && run.progress + RUN_STALL <= now;
+        let runs = self.runs.iter().filter(|(_, run)| late(run));
+        runs.map(|(range, _)| *range).collect()
+    }
+
+    pub(super) fn next_stall(&self) -> Option<Instant> {
+        let leased = self.runs.values().filter(|run| run.right == Right::Leased);
+        leased.map(|run| run.progress + RUN_STALL).min()
     }
 }
 
-/// Without ranges there is one run, the whole file, when something is missing that only the origin
-/// can give.
-fn whole_file(open: &SegmentSet, held_by_peers: &SegmentSet) -> Option<SegmentRange> {
-    open.first_not_in(held_by_peers)?;
-    SegmentRange::new(SegmentIndex(0), open.size())
+/// The first open segments within `range` that no peer holds, of about `most_bytes`.
+pub(super) fn first_run(
+    open: &SegmentSet,
+    held_by_peers: &SegmentSet,
+    lengths: &[u32],
+    range: SegmentRange,
+    most_bytes: u64,
+) -> Option<SegmentRange> {
+    let wanted = |index: &SegmentIndex| open.contains(*index) && !held_by_peers.contains(*index);
+    let first = open.first_not_in_range(held_by_peers, range)?;
+    let mut bytes = 0;
+    let count = (first.0..range.end())
+        .map(SegmentIndex)
+        .take_while(wanted)
+        .take_while(|index| {
+            let room = bytes < most_bytes;
+            bytes += u64::from(lengths.get(index.0 as usize).copied().unwrap_or(0));
+            room
+        })
+        .count();
+    SegmentRange::new(first, u32::try_from(count).ok()?)
 }

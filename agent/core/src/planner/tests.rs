@@ -16,14 +16,20 @@ fn peer(number: u8) -> PeerId {
     PeerId::from_public_key([number; 32])
 }
 
-fn new_planner(now: Instant, count: u32, joining: u32, origin: OriginAccess) -> Planner {
-    Planner::new(
-        now,
-        lengths(count),
-        SegmentSet::empty(count),
-        joining,
+/// A planner that shares with nobody it would look for itself: peers join as the test says.
+fn new_planner(now: Instant, count: u32, origin: OriginAccess) -> Planner {
+    Planner::new(now, setup(count, origin, None))
+}
+
+fn setup(count: u32, origin: OriginAccess, sharing: Option<Sharing>) -> Setup {
+    Setup {
+        lengths: lengths(count),
+        done: SegmentSet::empty(count),
         origin,
-    )
+        pace: OriginPace::default(),
+        seed: 1,
+        sharing,
+    }
 }
 
 fn drain(planner: &mut Planner) -> Vec<Action> {
@@ -33,30 +39,15 @@ fn drain(planner: &mut Planner) -> Vec<Action> {
 #[test]
 fn without_peers_the_origin_is_asked_at_once() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 0, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
     let all = SegmentRange::new(SegmentIndex(0), 10).expect("ten segments");
     assert_eq!(drain(&mut planner), [Action::FetchFromOrigin { run: all }]);
 }
 
 #[test]
-fn the_origin_waits_for_peers_to_answer_but_no_longer_than_the_grace() {
-    let now = Instant::now();
-    let mut planner = new_planner(now, 10, 2, OriginAccess::Ranges);
-    planner.handle_not_joined(now);
-    assert_eq!(drain(&mut planner), []);
-    let deadline = planner.next_deadline().expect("a deadline");
-    assert_eq!(deadline.at, now + JOIN_GRACE);
-    planner.handle_timeout(deadline.at);
-    assert!(matches!(
-        drain(&mut planner)[..],
-        [Action::FetchFromOrigin { .. }]
-    ));
-}
-
-#[test]
 fn what_a_peer_holds_comes_from_the_peer_and_only_the_rest_from_the_origin() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 1, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
     let mut have = SegmentSet::empty(10);
     (0..6).for_each(|i| assert!(have.insert(SegmentIndex(i))));
     planner.handle_joined(now, peer(1), have);
@@ -76,7 +67,7 @@ fn what_a_peer_holds_comes_from_the_peer_and_only_the_rest_from_the_origin() {
 #[test]
 fn a_run_in_flight_at_the_origin_is_taken_back_when_a_peer_turns_up_that_holds_it() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 0, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
     let run = SegmentRange::new(SegmentIndex(0), 10).expect("ten segments");
     drain(&mut planner);
     planner.handle_stored(now, Source::Origin, SegmentIndex(0));
@@ -97,7 +88,7 @@ fn a_run_in_flight_at_the_origin_is_taken_back_when_a_peer_turns_up_that_holds_i
 #[test]
 fn a_liar_is_dropped_at_once_and_never_asked_again() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 1, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
     planner.handle_joined(now, peer(1), SegmentSet::full(10));
     drain(&mut planner);
     planner.handle_bad_segment(now, peer(1));
@@ -116,7 +107,7 @@ fn a_liar_is_dropped_at_once_and_never_asked_again() {
 #[test]
 fn a_silent_peer_loses_its_requests_to_another() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 2, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
     planner.handle_joined(now, peer(1), SegmentSet::full(10));
     drain(&mut planner);
     planner.handle_joined(now, peer(2), SegmentSet::full(10));
@@ -130,7 +121,7 @@ fn a_silent_peer_loses_its_requests_to_another() {
 #[test]
 fn a_peer_that_never_sent_anything_has_less_time_than_one_that_did() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 1, OriginAccess::Closed);
+    let mut planner = new_planner(now, 10, OriginAccess::Closed);
     planner.handle_joined(now, peer(1), SegmentSet::full(10));
     let until = |planner: &Planner| planner.next_deadline().expect("a deadline").at;
     assert_eq!(until(&planner), now + FIRST_ANSWER);
@@ -141,7 +132,7 @@ fn a_peer_that_never_sent_anything_has_less_time_than_one_that_did() {
 #[test]
 fn after_a_deadline_the_next_one_lies_later() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 2, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
     planner.handle_joined(now, peer(1), SegmentSet::full(10));
     for _ in 0..20 {
         let Some(deadline) = planner.next_deadline() else {
@@ -160,7 +151,7 @@ fn after_a_deadline_the_next_one_lies_later() {
 #[test]
 fn an_origin_without_ranges_is_asked_for_the_whole_file_once() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 1000, 0, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 1000, OriginAccess::Ranges);
     let runs = drain(&mut planner);
     assert_eq!(runs.len(), 4);
     let Action::FetchFromOrigin { run: first } = runs[0] else {
@@ -189,7 +180,7 @@ fn an_origin_without_ranges_is_asked_for_the_whole_file_once() {
 #[test]
 fn an_origin_that_refuses_some_runs_still_gives_the_others() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 1000, 0, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 1000, OriginAccess::Ranges);
     for action in drain(&mut planner).into_iter().skip(1) {
         let Action::FetchFromOrigin { run } = action else {
             panic!("a run, not {action:?}")
@@ -209,7 +200,7 @@ fn an_origin_that_refuses_some_runs_still_gives_the_others() {
 #[test]
 fn a_peer_that_comes_and_goes_does_not_keep_the_origin_from_working() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 0, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
     drain(&mut planner);
     for _ in 0..5 {
         planner.handle_joined(now, peer(1), SegmentSet::full(10));
@@ -226,7 +217,7 @@ fn a_peer_that_comes_and_goes_does_not_keep_the_origin_from_working() {
 #[test]
 fn a_busy_peer_is_waited_for_and_a_slow_one_is_not() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 100, 1, OriginAccess::Ranges);
+    let mut planner = new_planner(now, 100, OriginAccess::Ranges);
     planner.handle_joined(now, peer(1), SegmentSet::full(100));
     let Action::Request { range, .. } = drain(&mut planner)[0] else {
         panic!("a request")
@@ -253,7 +244,7 @@ fn a_busy_peer_is_waited_for_and_a_slow_one_is_not() {
 #[test]
 fn a_slow_disk_is_not_held_against_peers() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 1, OriginAccess::Closed);
+    let mut planner = new_planner(now, 10, OriginAccess::Closed);
     planner.handle_joined(now, peer(1), SegmentSet::full(10));
     drain(&mut planner);
     let late = now + Duration::from_secs(60);
@@ -265,7 +256,7 @@ fn a_slow_disk_is_not_held_against_peers() {
 #[test]
 fn with_the_origin_closed_and_nobody_left_it_says_that_it_is_stuck() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, 1, OriginAccess::Closed);
+    let mut planner = new_planner(now, 10, OriginAccess::Closed);
     assert!(!planner.is_stuck(now));
     planner.handle_joined(now, peer(1), SegmentSet::full(10));
     drain(&mut planner);
@@ -326,6 +317,10 @@ impl Branch {
                 self.runs.push((run, 0));
             }
             Action::CancelOrigin { run } => self.runs.retain(|(other, _)| *other != run),
+            Action::Join { .. }
+            | Action::Enlist { .. }
+            | Action::Report { .. }
+            | Action::LeaveSteward { .. } => panic!("nobody to share with"),
         }
     }
 
@@ -421,8 +416,7 @@ proptest! {
     ) {
         let now = Instant::now();
         let origin = if ranges { OriginAccess::Ranges } else { OriginAccess::WholeFileOnly };
-        let joining = u32::try_from(natures.len()).expect("few");
-        let mut planner = new_planner(now, count, joining, origin);
+            let mut planner = new_planner(now, count, origin);
         let ids: Vec<PeerId> = (1..).map(peer).take(natures.len()).collect();
         for id in &ids {
             planner.handle_joined(now, *id, SegmentSet::full(count));

@@ -5,13 +5,15 @@
 //! When the manifest is there, [`ManifestPlan::into_enrolment`] gives the planner the relation with
 //! the steward: the stream stays.
 
-use std::collections::BTreeSet;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use branchline_hashing::SwarmId;
 
-use super::{Answer, Blocks, Enlist, Enrolment, Report};
-use crate::planner::OriginPace;
+use super::{
+    Answer, BlockSet, Blocks, Enlist, Enrolment, Heard, ManifestLease, News, Report, Want,
+};
+use crate::planner::{JOIN_GRACE, MAX_NEIGHBOURS, OriginPace, answer_patience, wait_for_others};
 use crate::{Deadline, PeerId};
 
 /// What is known when the head is.
@@ -33,8 +35,6 @@ pub struct ManifestSetup {
     pub pace: OriginPace,
     /// Whether the origin can be asked at all.
     pub origin_open: bool,
-    /// For choices by chance; another one on each machine.
-    pub seed: u64,
 }
 
 /// What the caller is to do.
@@ -72,66 +72,236 @@ pub enum ManifestAction {
 #[derive(Debug)]
 pub struct ManifestPlan {
     enrolment: Enrolment,
+    blocks: Blocks,
+    me: PeerId,
+    members: BTreeSet<PeerId>,
+    /// Whom was asked, and whether an answer is due.
+    asked: BTreeMap<PeerId, Ask>,
+    origin: Origin,
+    /// How long others may take to bring it once a steward said that they do.
+    wait: Duration,
+    /// When the origin is asked whatever others do; set while others are waited for.
+    waits_until: Option<Instant>,
+    /// Until when the origin waits for members that were asked, though this one is to fetch.
+    grace_until: Instant,
+    may_fetch: bool,
+    now: Instant,
+    actions: VecDeque<ManifestAction>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Asked,
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Open,
+    Asked,
+    Closed,
 }
 
 impl ManifestPlan {
     /// Plans how the body of a manifest comes.
     pub fn new(now: Instant, setup: ManifestSetup) -> Self {
-        let _ = (now, setup);
-        Self {
-            enrolment: Enrolment {},
-        }
+        let ManifestSetup {
+            me,
+            swarm,
+            blocks,
+            content_bytes,
+            manifest_bytes,
+            members,
+            pace,
+            origin_open,
+        } = setup;
+        let patience = answer_patience(pace, content_bytes);
+        let mut plan = Self {
+            enrolment: Enrolment::new(now, me, swarm, &members, patience),
+            blocks,
+            me,
+            members: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            origin: if origin_open {
+                Origin::Open
+            } else {
+                Origin::Closed
+            },
+            wait: wait_for_others(pace, content_bytes) + pace.time_for(manifest_bytes),
+            waits_until: None,
+            grace_until: now + JOIN_GRACE.min(patience),
+            may_fetch: false,
+            now,
+            actions: VecDeque::new(),
+        };
+        plan.ask_members(&members);
+        plan.plan(now);
+        plan
     }
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<ManifestAction> {
-        None
+        self.actions.pop_front()
     }
 
     /// When to call [`ManifestPlan::handle_timeout`] if nothing else happens before, and what is
     /// waited for.
     pub fn next_deadline(&self) -> Option<Deadline> {
-        None
+        let later = |at: Option<Instant>, waiting_for| {
+            let at = at.filter(|at| *at > self.now);
+            at.map(|at| Deadline { at, waiting_for })
+        };
+        let open = self.origin == Origin::Open;
+        [
+            later(
+                Some(self.grace_until).filter(|_| open && self.is_asking()),
+                "peers to answer",
+            ),
+            later(self.waits_until, "others to bring the manifest"),
+            self.enrolment.next_deadline(self.now, News::default()),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Whether nobody is left to ask: the origin gave no manifest or is closed, and no peer in
     /// sight has it.
     pub fn is_stuck(&self) -> bool {
-        false
+        self.origin == Origin::Closed
+            && self.actions.is_empty()
+            && !self.is_asking()
+            && !self.enrolment.awaits_answer()
+            && self.waits_until.is_none_or(|until| until <= self.now)
     }
 
     /// The branch's live members by now.
     pub fn handle_members(&mut self, now: Instant, members: &BTreeSet<PeerId>) {
-        let _ = (now, members);
+        self.enrolment.handle_members(now, members);
+        self.ask_members(members);
+        self.plan(now);
     }
 
     /// The steward has answered.
     pub fn handle_answer(&mut self, now: Instant, steward: PeerId, answer: &Answer) {
-        let _ = (now, steward, answer);
+        let heard = self
+            .enrolment
+            .handle_answer(now, steward, answer.asked, answer.lessees);
+        if heard == Heard::Stranger {
+            return;
+        }
+        match answer.manifest {
+            ManifestLease::Fetch => self.may_fetch = true,
+            ManifestLease::Wait => {
+                self.waits_until.get_or_insert(now + self.wait);
+            }
+            ManifestLease::NotAsked => {}
+        }
+        for named in answer.peers.iter().filter(|named| named.has_manifest) {
+            self.ask(named.peer);
+        }
+        self.plan(now);
     }
 
     /// The stream to the steward has ended or could not be opened.
     pub fn handle_steward_lost(&mut self, now: Instant, steward: PeerId) {
-        let _ = (now, steward);
+        self.enrolment.handle_lost(now, steward);
+        self.plan(now);
     }
 
     /// A peer that was asked does not give the manifest.
     pub fn handle_peer_failed(&mut self, now: Instant, peer: PeerId) {
-        let _ = (now, peer);
+        self.asked.insert(peer, Ask::Failed);
+        self.plan(now);
     }
 
     /// The origin does not give it, after all retries.
     pub fn handle_origin_failed(&mut self, now: Instant) {
-        let _ = now;
+        self.origin = Origin::Closed;
+        self.plan(now);
     }
 
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let _ = now;
+        self.enrolment.handle_timeout(now);
+        self.plan(now);
     }
 
     /// The manifest is there: the relation with the steward, for the planner.
     pub fn into_enrolment(self) -> Enrolment {
         self.enrolment
     }
+
+    fn is_asking(&self) -> bool {
+        self.asked.values().any(|ask| *ask == Ask::Asked)
+    }
+
+    /// In a small branch all members are asked at once: one may have had it for long.
+    fn ask_members(&mut self, members: &BTreeSet<PeerId>) {
+        let new: Vec<PeerId> = members.difference(&self.members).copied().collect();
+        self.members.clone_from(members);
+        if members.len() <= MAX_NEIGHBOURS {
+            new.into_iter().for_each(|peer| self.ask(peer));
+        }
+    }
+
+    /// Who failed is asked again when a steward names it: it has the manifest by now.
+    fn ask(&mut self, peer: PeerId) {
+        let asked = self.asked.values().filter(|ask| **ask == Ask::Asked);
+        if peer != self.me
+            && asked.count() < MAX_NEIGHBOURS
+            && self.asked.insert(peer, Ask::Asked) != Some(Ask::Asked)
+        {
+            self.actions.push_back(ManifestAction::AskPeer { peer });
+        }
+    }
+
+    fn plan(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        self.plan_origin(now);
+        for steward in self.enrolment.take_left() {
+            self.actions
+                .push_back(ManifestAction::LeaveSteward { steward });
+        }
+        let want = Want {
+            runs: 0,
+            blocks_per_run: 0,
+            manifest: true,
+        };
+        let held = BlockSet::empty(self.blocks.count());
+        if let Some(steward) = self.enrolment.take_enlist(now, false) {
+            let enlist = Enlist {
+                swarm: self.enrolment.swarm(),
+                blocks: self.blocks,
+                held,
+                leased: Vec::new(),
+                has_manifest: false,
+                want,
+            };
+            self.actions
+                .push_back(ManifestAction::Enlist { steward, enlist });
+        } else if let Some(steward) = self.enrolment.take_report(now, News::default()) {
+            let report = Report {
+                held,
+                returned: Vec::new(),
+                has_manifest: false,
+                want,
+            };
+            self.actions
+                .push_back(ManifestAction::Report { steward, report });
+        }
+    }
+
+    fn plan_origin(&mut self, now: Instant) {
+        let waited = self.waits_until.is_some_and(|until| until <= now);
+        let may = self.may_fetch || self.enrolment.is_alone();
+        let grace = self.is_asking() && now < self.grace_until;
+        if self.origin == Origin::Open && (waited || (may && !grace)) {
+            self.origin = Origin::Asked;
+            self.actions.push_back(ManifestAction::FetchFromOrigin);
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,11 @@ mod rendezvous;
 mod steward;
 
 pub use blocks::{BlockIndex, BlockRange, BlockSet, Blocks, MAX_BLOCKS};
-pub use enrolment::Enrolment;
+pub use enrolment::{
+    ALONE_AGAIN, Enrolment, IDLE_REPORT_EVERY, MOVES_AFTER, REPORT_EVERY, SETTLES,
+    STEWARD_PATIENCE, STEWARD_SILENCE, STEWARDS_TRIED,
+};
+pub(crate) use enrolment::{Heard, News};
 pub use manifest_plan::{ManifestAction, ManifestPlan, ManifestSetup};
 pub use message::{
     Answer, Enlist, Grant, MAX_ANSWER_PEERS, MAX_LEASES, ManifestLease, Report, SwarmPeer, Want,

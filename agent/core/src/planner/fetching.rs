@@ -1,0 +1,208 @@
+//! The planner's side towards the origin: leases, and runs by its own right.
+
+use std::time::Instant;
+
+use branchline_hashing::SegmentIndex;
+use rand::RngExt;
+
+use super::origin::{Right, first_run};
+use super::{Action, OriginAccess, Planner};
+use crate::swarm::{BlockRange, BlockSet, Grant};
+use crate::{PeerId, SegmentRange};
+
+/// Runs by own right at the first moment of impatience, when others may yet bring what they lease.
+const FIRST_OWN_RUNS: usize = 2;
+
+impl Planner {
+    /// Hands out to the origin what this member has a right to fetch there.
+    pub(super) fn plan_origin(&mut self, now: Instant) {
+        if self.open.is_empty() {
+            self.plan_end_game(now);
+        }
+        let mut at = 0;
+        while let Some(lease) = self.leases.get(at).copied() {
+            if self.plan_lease(now, lease) {
+                at += 1;
+            } else {
+                self.leases.remove(at);
+            }
+        }
+        self.plan_own_runs(now);
+    }
+
+    /// `false` when nothing of the lease is left to fetch: it is given back, or done.
+    fn plan_lease(&mut self, now: Instant, lease: BlockRange) -> bool {
+        let Some(segments) = self.blocks.segments_of(lease) else {
+            return false;
+        };
+        if self.origin.is_fetching_in(segments) {
+            return true;
+        }
+        let Some(run) = self.run_within(now, segments) else {
+            self.give_back(lease);
+            return false;
+        };
+        if self.origin.has_room() {
+            self.fetch(now, run, Right::Leased);
+        }
+        true
+    }
+
+    fn run_within(&mut self, now: Instant, segments: SegmentRange) -> Option<SegmentRange> {
+        if self.open.is_empty() {
+            return None;
+        }
+        let worth_waiting_for = self.origin.bytes_per_sec() / 2;
+        let held = self.peers.held(now, worth_waiting_for);
+        let run = first_run(self.open.set(), held, &self.lengths, segments, u64::MAX)?;
+        match self.origin.access() {
+            OriginAccess::Closed => None,
+            OriginAccess::Ranges => Some(run),
+            OriginAccess::WholeFileOnly => SegmentRange::new(SegmentIndex(0), self.done.size()),
+        }
+    }
+
+    /// A lease is not needed any more; what is there of it is reported as held.
+    pub(super) fn give_back(&mut self, lease: BlockRange) {
+        let mut rest = BlockSet::empty(self.blocks.count());
+        for block in lease.iter().filter(|block| !self.held.contains(*block)) {
+            rest.insert(block);
+        }
+        self.returned.extend(rest.ranges());
+        self.news.urgent = true;
+    }
+
+    /// By its own right a member fetches when it is alone, and when others have let it wait.
+    fn plan_own_runs(&mut self, now: Instant) {
+        let alone = self.is_alone();
+        if !alone && !self.patience.is_over(now) {
+            self.own_runs = 0;
+            return;
+        }
+        let most = if alone {
+            self.origin.limit()
+        } else {
+            FIRST_OWN_RUNS.max(self.own_runs / 2)
+        };
+        while self.origin.has_room()
+            && (alone || self.origin.own_runs() < most)
+            && let Some(run) = self.next_own_run(now)
+        {
+            self.own_runs += 1;
+            self.fetch(now, run, Right::Own);
+        }
+    }
+
+    fn next_own_run(&mut self, now: Instant) -> Option<SegmentRange> {
+        if self.open.is_empty() {
+            return None;
+        }
+        let company = self.enrolment.as_ref().is_some_and(|e| e.has_company());
+        let mut bytes = self.origin.run_bytes();
+        if company {
+            // Others may be in the same position: short runs at first, at any place.
+            let doubled = self
+                .block_bytes()
+                .saturating_mul(1 << self.own_runs.min(20));
+            bytes = bytes.min(doubled);
+            self.own_next = self.any_place();
+        }
+        let worth_waiting_for = self.origin.bytes_per_sec() / 2;
+        let held = self.peers.held(now, worth_waiting_for);
+        let size = self.done.size();
+        let first_from = |from: SegmentIndex| {
+            let rest = SegmentRange::new(from, size - from.0)?;
+            first_run(self.open.set(), held, &self.lengths, rest, bytes)
+        };
+        let run = first_from(self.own_next).or_else(|| first_from(SegmentIndex(0)))?;
+        self.own_next = SegmentIndex(run.end() % size);
+        match self.origin.access() {
+            OriginAccess::Closed => None,
+            OriginAccess::Ranges => Some(run),
+            OriginAccess::WholeFileOnly => SegmentRange::new(SegmentIndex(0), size),
+        }
+    }
+
+    /// The beginning of a block drawn by chance; the first, when one run holds all.
+    pub(super) fn any_place(&mut self) -> SegmentIndex {
+        if self.bytes <= self.origin.run_bytes() && self.blocks.count() <= 1 {
+            return SegmentIndex(0);
+        }
+        let block = self.rng.random_range(0..self.blocks.count().max(1));
+        SegmentIndex(block * self.blocks.segments_per_block())
+    }
+
+    fn fetch(&mut self, now: Instant, run: SegmentRange, right: Right) {
+        let worth_waiting_for = self.origin.bytes_per_sec() / 2;
+        let held = self.peers.held(now, worth_waiting_for);
+        let missing = |index: &SegmentIndex| !self.done.contains(*index);
+        let owed: std::collections::BTreeSet<_> = run
+            .iter()
+            .filter(missing)
+            .filter(|index| !held.contains(*index))
+            .collect();
+        for index in &owed {
+            self.open.remove(*index);
+        }
+        self.origin.begin(now, run, owed, right);
+        self.actions.push_back(Action::FetchFromOrigin { run });
+    }
+
+    /// Ends a run in flight; what it owed is open again.
+    pub(super) fn cancel_run(&mut self, run: SegmentRange) {
+        self.actions.push_back(Action::CancelOrigin { run });
+        let freed = self.origin.end(run);
+        self.reopen(freed);
+    }
+
+    /// Runs in flight at the origin that a peer holds are taken back: the LAN is nearer.
+    pub(super) fn take_from_origin(&mut self, peer: PeerId) {
+        // A whole file would begin at its first byte again.
+        if self.origin.access() != OriginAccess::Ranges {
+            return;
+        }
+        let held = self
+            .origin
+            .runs_held_by(|index| self.peers.holds(peer, index));
+        held.into_iter().for_each(|run| self.cancel_run(run));
+    }
+
+    /// A leased run of which nothing comes is given back.
+    pub(super) fn end_stalled_runs(&mut self, now: Instant) {
+        for run in self.origin.stalled(now) {
+            self.cancel_run(run);
+            self.give_back_leases_of(run);
+        }
+    }
+
+    pub(super) fn give_back_leases_of(&mut self, run: SegmentRange) {
+        let (first, last) = (run.first(), SegmentIndex(run.end() - 1));
+        let blocks = self.blocks.of_segment(first)..=self.blocks.of_segment(last);
+        let meets = |lease: &mut BlockRange| {
+            lease.first() <= *blocks.end() && blocks.start().0 < lease.end()
+        };
+        let given_back: Vec<_> = self.leases.extract_if(.., meets).collect();
+        given_back
+            .into_iter()
+            .for_each(|lease| self.give_back(lease));
+    }
+
+    pub(super) fn take_grants(&mut self, granted: &[Grant]) {
+        let known = granted.iter().map(|grant| grant.blocks);
+        let of_content = known.filter(|blocks| blocks.end() <= self.blocks.count());
+        self.leases.extend(of_content);
+    }
+
+    /// The first answer of a steward says all that may be fetched: what it was told of and did not
+    /// grant again, somebody else has.
+    pub(super) fn confirm_runs(&mut self, granted: &[Grant]) {
+        self.leases.clear();
+        let blocks = self.blocks;
+        let may = |index: SegmentIndex| {
+            let block = blocks.of_segment(index);
+            granted.iter().any(|grant| grant.blocks.contains(block))
+        };
+        let refused = self.origin.confirm(may);
+        refused.into_iter().for_each(|run| self.cancel_run(run));
+    }
+}

@@ -1,0 +1,80 @@
+//! How long a member waits for others before it fetches by itself.
+
+use std::time::{Duration, Instant};
+
+use super::OriginPace;
+
+/// The share of the time that the origin would need for the whole that may be lost by waiting: half
+/// of the tenth that is promised.
+const SHARE: u32 = 20;
+
+/// The bounds of a wait for others to bring anything. The lower: have-updates are gathered for up to
+/// 100 ms. The upper: what waits longer looks broken.
+const WAIT: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(150)..=Duration::from_secs(2);
+
+/// The bounds of the wait for a steward's first answer: for a small file it is to be unnoticeable.
+const ANSWER: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(50)..=Duration::from_millis(900);
+
+/// Slower than this no progress counts, even before the origin was measured: a tenth of the
+/// slowest line that offices still have (1 Mbit/s).
+const SLOWEST_BYTES_PER_SEC: u64 = 12_500;
+
+/// The time that others have left to bring something. What comes prolongs it by as long as the
+/// origin, at half its rate, would have needed for it.
+#[derive(Debug)]
+pub(super) struct Patience {
+    wait: Duration,
+    until: Instant,
+}
+
+impl Patience {
+    /// Of a transfer of `bytes` in all. The first bytes also need the origin's round trips.
+    pub(super) fn new(now: Instant, pace: OriginPace, bytes: u64) -> Self {
+        let wait = wait_for_others(pace, bytes);
+        Self {
+            wait,
+            until: now + wait + pace.round_trip,
+        }
+    }
+
+    pub(super) fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// Others have brought nothing, or next to nothing, for too long.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.until <= now
+    }
+
+    /// What one wait is.
+    pub(super) fn wait(&self) -> Duration {
+        self.wait
+    }
+
+    /// Others have brought so many bytes; the origin gives `bytes_per_sec` to this agent, or 0 if
+    /// that is not known.
+    pub(super) fn progress(&mut self, now: Instant, bytes: u64, bytes_per_sec: u64) {
+        let floor = (bytes_per_sec / 2).max(SLOWEST_BYTES_PER_SEC);
+        let worth = Duration::from_micros(bytes.saturating_mul(1_000_000) / floor);
+        let until = self.until.max(now) + worth.min(self.wait);
+        self.until = until.min(now + self.wait);
+    }
+
+    /// This machine was the one that was late.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        self.until = self.until.max(now + self.wait);
+    }
+}
+
+/// The wait for a steward's first answer, over all that are tried.
+pub(crate) fn answer_patience(pace: OriginPace, bytes: u64) -> Duration {
+    (pace.time_for(bytes) / SHARE).clamp(*ANSWER.start(), *ANSWER.end())
+}
+
+/// How long others may bring nothing: a share of what the origin would need for `bytes`, after its
+/// round trip, which others need, too.
+pub(crate) fn wait_for_others(pace: OriginPace, bytes: u64) -> Duration {
+    (pace.time_for(bytes) / SHARE).clamp(*WAIT.start(), *WAIT.end()) + pace.round_trip
+}

@@ -1,0 +1,178 @@
+//! One peer of a transfer: what it holds and owes, how fast it is.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use branchline_hashing::SegmentIndex;
+
+use super::PEER_STALL;
+use crate::SegmentSet;
+
+/// The bytes that may be asked of a peer before any has come: enough to see its rate, little
+/// enough to lose nothing when it is slow.
+const FIRST_WINDOW_BYTES: u64 = 2 << 20;
+
+/// Requests in flight cover this much of a peer's measured rate, so that it never waits for the
+/// next request (LAN round trips are below 1 ms, scheduling on a busy machine below 50 ms).
+const WINDOW_TIME_MS: u64 = 300;
+
+/// The bounds of that window: the lower keeps a slow peer useful, the upper bounds what is lost
+/// with a peer.
+const WINDOW_BYTES: std::ops::RangeInclusive<u64> = (512 << 10)..=(48 << 20);
+
+/// A rate is measured over at least so long.
+const RATE_WINDOW: Duration = Duration::from_millis(100);
+
+/// Slower than this no peer keeps the origin waiting, even before the origin was measured: a tenth
+/// of the slowest line that offices still have (1 Mbit/s).
+const SLOWEST_BYTES_PER_SEC: u64 = 12_500;
+
+/// A peer that rests no longer than this is waited for rather than replaced by the origin.
+const SHORT_REST: Duration = Duration::from_secs(1);
+
+/// A peer that refuses more often than this in a row is not waited for.
+const REFUSALS_ALLOWED: u32 = 4;
+
+/// Delivering for so long makes a stall forgotten: every machine pauses now and then.
+const STALL_FORGIVEN: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) have: SegmentSet,
+    /// Segments asked for and not yet come, with their lengths in bytes.
+    pub(super) owed: BTreeMap<SegmentIndex, u32>,
+    pub(super) owed_bytes: u64,
+    pub(super) rate: Rate,
+    /// The last time it delivered, or began to owe.
+    pub(super) progress: Instant,
+    pub(super) stalls: u32,
+    pub(super) last_stall: Option<Instant>,
+    /// Times it was busy since it last delivered.
+    pub(super) refusals: u32,
+    /// Whether anything ever came from it.
+    pub(super) delivered: bool,
+    /// Not to be asked before.
+    pub(super) rests_until: Option<Instant>,
+    /// Nothing that is open is held by it: not to be asked before one of the two changes.
+    pub(super) exhausted: bool,
+}
+
+/// Bytes per second, measured over windows of [`RATE_WINDOW`] and smoothed.
+#[derive(Debug)]
+pub(super) struct Rate {
+    since: Instant,
+    bytes: u64,
+    pub(super) bytes_per_sec: Option<u64>,
+}
+
+impl Rate {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            bytes: 0,
+            bytes_per_sec: None,
+        }
+    }
+
+    /// Idle time before a request says nothing of a peer's rate.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.since = now;
+        self.bytes = 0;
+    }
+
+    pub(super) fn count(&mut self, now: Instant, bytes: u32) {
+        self.bytes += u64::from(bytes);
+        let elapsed = now.saturating_duration_since(self.since);
+        if elapsed < RATE_WINDOW {
+            return;
+        }
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let measured = self.bytes.saturating_mul(1_000_000) / micros;
+        let smoothed = self
+            .bytes_per_sec
+            .map_or(measured, |old| old / 2 + measured / 2);
+        self.bytes_per_sec = Some(smoothed);
+        self.restart(now);
+    }
+}
+
+impl Peer {
+    pub(super) fn window_bytes(&self) -> u64 {
+        let Some(rate) = self.rate.bytes_per_sec else {
+            return FIRST_WINDOW_BYTES;
+        };
+        (rate / 1000 * WINDOW_TIME_MS).clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end())
+    }
+
+    pub(super) fn delivered(&mut self, now: Instant) {
+        self.delivered = true;
+        self.refusals = 0;
+        if self
+            .last_stall
+            .is_some_and(|last| now > last + STALL_FORGIVEN)
+        {
+            self.stalls = 0;
+            self.last_stall = None;
+        }
+    }
+
+    /// Whether waiting for it beats asking the origin, which gives this rate or twice as much.
+    pub(super) fn is_worth_waiting_for(&self, now: Instant, bytes_per_sec: u64) -> bool {
+        let soon = self
+            .rests_until
+            .is_none_or(|until| until <= now + SHORT_REST);
+        let floor = bytes_per_sec.max(SLOWEST_BYTES_PER_SEC);
+        let fast = self.rate.bytes_per_sec.is_none_or(|rate| rate >= floor);
+        soon && fast && self.refusals <= REFUSALS_ALLOWED
+    }
+
+    /// When it has stalled, if it owes anything.
+    pub(super) fn patience_ends(&self, first_answer: Duration) -> Instant {
+        self.progress
+            + if self.delivered {
+                PEER_STALL
+            } else {
+                first_answer
+            }
+    }
+
+    pub(super) fn rests(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
+
+    pub(super) fn has_room(&self, now: Instant) -> bool {
+        !self.exhausted && !self.rests(now) && self.owed_bytes < self.window_bytes()
+    }
+
+    /// How long it will need for what it owes; of a peer not measured yet, how long it has kept
+    /// us waiting.
+    pub(super) fn time_to_finish(&self, now: Instant) -> Duration {
+        match self.rate.bytes_per_sec {
+            Some(rate) => Duration::from_millis(self.owed_bytes.saturating_mul(1000) / rate.max(1)),
+            None => now.saturating_duration_since(self.progress),
+        }
+    }
+
+    /// Whether it did not owe it before.
+    pub(super) fn owe(&mut self, now: Instant, index: SegmentIndex, length: u32) -> bool {
+        if self.owed.is_empty() {
+            self.progress = now;
+            self.rate.restart(now);
+        }
+        let new = self.owed.insert(index, length).is_none();
+        self.owed_bytes += if new { u64::from(length) } else { 0 };
+        new
+    }
+
+    /// Whether it was owed.
+    pub(super) fn settle(&mut self, index: SegmentIndex) -> bool {
+        let length = self.owed.remove(&index);
+        self.owed_bytes -= u64::from(length.unwrap_or(0));
+        length.is_some()
+    }
+
+    pub(super) fn forgive_all(&mut self) -> Vec<SegmentIndex> {
+        self.owed_bytes = 0;
+        std::mem::take(&mut self.owed).into_keys().collect()
+    }
+}
