@@ -77,7 +77,6 @@ impl World {
             members: self.views.of(id),
             pace: self.pace(),
             origin_open: true,
-            seed: self.chance.next(),
         };
         let now = self.clock.instant();
         let begun = Instant::now();
