@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::swarm::{Answer, Grant, Steward};
+use branchline_hashing::SwarmId;
 
 const SEGMENT_BYTES: u32 = 64 << 10;
 
@@ -32,6 +34,66 @@ fn setup(count: u32, origin: OriginAccess, sharing: Option<Sharing>) -> Setup {
     }
 }
 
+/// A planner in a branch with these members.
+fn in_branch(now: Instant, count: u32, origin: OriginAccess, members: &[PeerId]) -> Planner {
+    let sharing = Sharing {
+        me: me(),
+        swarm: swarm(),
+        members: members.iter().copied().collect(),
+        enrolment: None,
+    };
+    Planner::new(now, setup(count, origin, Some(sharing)))
+}
+
+fn me() -> PeerId {
+    peer(100)
+}
+
+fn swarm() -> SwarmId {
+    SwarmId::from_bytes([7; 32])
+}
+
+/// What is to be done, but for what is said to stewards and who is asked to join.
+fn transfers(planner: &mut Planner) -> Vec<Action> {
+    let mut actions = drain(planner);
+    actions.retain(|action| match action {
+        Action::Join { .. }
+        | Action::Enlist { .. }
+        | Action::Report { .. }
+        | Action::LeaveSteward { .. } => false,
+        Action::Request { .. }
+        | Action::Cancel { .. }
+        | Action::Interrupt { .. }
+        | Action::DropPeer { .. }
+        | Action::FetchFromOrigin { .. }
+        | Action::CancelOrigin { .. } => true,
+    });
+    actions
+}
+
+/// With whom the planner enlists now.
+fn steward_asked(planner: &mut Planner) -> PeerId {
+    let asked = drain(planner).into_iter().find_map(|action| {
+        if let Action::Enlist { steward, .. } = action {
+            Some(steward)
+        } else {
+            None
+        }
+    });
+    asked.expect("it enlists")
+}
+
+fn grants(first: u32, count: u32) -> Answer {
+    let blocks = BlockRange::new(BlockIndex(first), count).expect("blocks");
+    let lasts = Duration::from_secs(20);
+    Answer {
+        asked: true,
+        granted: vec![Grant { blocks, lasts }],
+        lessees: 1,
+        ..Answer::default()
+    }
+}
+
 fn drain(planner: &mut Planner) -> Vec<Action> {
     std::iter::from_fn(|| planner.poll_action()).collect()
 }
@@ -45,15 +107,17 @@ fn without_peers_the_origin_is_asked_at_once() {
 }
 
 #[test]
-fn what_a_peer_holds_comes_from_the_peer_and_only_the_rest_from_the_origin() {
+fn what_a_peer_holds_comes_from_the_peer_and_only_the_rest_of_a_lease_from_the_origin() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
+    let mut planner = in_branch(now, 10, OriginAccess::Ranges, &[peer(1)]);
+    let steward = steward_asked(&mut planner);
     let mut have = SegmentSet::empty(10);
     (0..6).for_each(|i| assert!(have.insert(SegmentIndex(i))));
     planner.handle_joined(now, peer(1), have);
+    planner.handle_answer(now, steward, &grants(0, 3));
     let range = |first, count| SegmentRange::new(SegmentIndex(first), count).expect("a range");
     assert_eq!(
-        drain(&mut planner),
+        transfers(&mut planner),
         [
             Action::Request {
                 peer: peer(1),
@@ -62,6 +126,24 @@ fn what_a_peer_holds_comes_from_the_peer_and_only_the_rest_from_the_origin() {
             Action::FetchFromOrigin { run: range(6, 4) },
         ]
     );
+}
+
+#[test]
+fn a_lease_waits_for_members_to_join_but_no_longer_than_the_grace() {
+    let now = Instant::now();
+    let mut planner = in_branch(now, 10, OriginAccess::Ranges, &[peer(1), peer(2)]);
+    let steward = steward_asked(&mut planner);
+    planner.handle_not_joined(now, peer(1), JoinFailure::Absent);
+    planner.handle_answer(now, steward, &grants(0, 3));
+    assert_eq!(transfers(&mut planner), []);
+    let waits = planner.waiting().expect("it waits");
+    assert_eq!(waits.waiting_for, "peers to answer");
+    assert!(waits.until.expect("an end") <= now + JOIN_GRACE);
+    planner.handle_timeout(waits.until.expect("an end"));
+    assert!(matches!(
+        transfers(&mut planner)[..],
+        [Action::FetchFromOrigin { .. }]
+    ));
 }
 
 #[test]
@@ -121,8 +203,8 @@ fn a_silent_peer_loses_its_requests_to_another() {
 #[test]
 fn a_peer_that_never_sent_anything_has_less_time_than_one_that_did() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, OriginAccess::Closed);
-    planner.handle_joined(now, peer(1), SegmentSet::full(10));
+    let mut planner = new_planner(now, 2000, OriginAccess::Closed);
+    planner.handle_joined(now, peer(1), SegmentSet::full(2000));
     let until = |planner: &Planner| planner.next_deadline().expect("a deadline").at;
     assert_eq!(until(&planner), now + FIRST_ANSWER);
     planner.handle_stored(now, Source::Peer(peer(1)), SegmentIndex(0));
@@ -217,9 +299,11 @@ fn a_peer_that_comes_and_goes_does_not_keep_the_origin_from_working() {
 #[test]
 fn a_busy_peer_is_waited_for_and_a_slow_one_is_not() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 100, OriginAccess::Ranges);
+    let mut planner = in_branch(now, 100, OriginAccess::Ranges, &[peer(1)]);
+    let steward = steward_asked(&mut planner);
     planner.handle_joined(now, peer(1), SegmentSet::full(100));
-    let Action::Request { range, .. } = drain(&mut planner)[0] else {
+    planner.handle_answer(now, steward, &grants(0, 25));
+    let Action::Request { range, .. } = transfers(&mut planner)[0] else {
         panic!("a request")
     };
     planner.handle_busy(now, peer(1), range, Duration::from_millis(500));
@@ -232,6 +316,7 @@ fn a_busy_peer_is_waited_for_and_a_slow_one_is_not() {
     );
     let later = now + Duration::from_secs(30);
     planner.handle_stored(later, Source::Peer(peer(1)), SegmentIndex(50));
+    planner.handle_answer(later, steward, &grants(0, 25));
     let asked = drain(&mut planner);
     assert!(
         asked
@@ -256,13 +341,140 @@ fn a_slow_disk_is_not_held_against_peers() {
 #[test]
 fn with_the_origin_closed_and_nobody_left_it_says_that_it_is_stuck() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, OriginAccess::Closed);
+    let mut planner = in_branch(now, 10, OriginAccess::Closed, &[peer(1)]);
+    let steward = steward_asked(&mut planner);
     assert!(!planner.is_stuck(now));
+    planner.handle_steward_lost(now, steward);
+    assert!(!planner.is_stuck(now), "a member was asked to join");
     planner.handle_joined(now, peer(1), SegmentSet::full(10));
     drain(&mut planner);
     assert!(!planner.is_stuck(now));
     planner.handle_left(now, peer(1));
+    drain(&mut planner);
     assert!(planner.is_stuck(now));
+}
+
+#[test]
+fn who_has_no_lease_fetches_nothing_until_others_have_brought_nothing_for_too_long() {
+    let now = Instant::now();
+    let mut planner = in_branch(now, 2000, OriginAccess::Ranges, &[peer(1)]);
+    let steward = steward_asked(&mut planner);
+    let nothing = Answer {
+        asked: true,
+        lessees: 4,
+        ..Answer::default()
+    };
+    planner.handle_answer(now, steward, &nothing);
+    planner.handle_not_joined(now, peer(1), JoinFailure::Absent);
+    let patience = OriginPace::default().time_for(2000 * u64::from(SEGMENT_BYTES)) / 10;
+    let mut asked = Vec::new();
+    let mut at = now;
+    while asked.is_empty() {
+        at = planner.next_deadline().expect("a deadline").at;
+        planner.handle_answer(at, steward, &nothing);
+        planner.handle_timeout(at);
+        asked = transfers(&mut planner);
+    }
+    assert!(at > now + Duration::from_secs(1) && at < now + patience);
+    assert_eq!(asked.len(), 2, "two short runs: {asked:?}");
+}
+
+#[test]
+fn what_others_bring_keeps_a_member_from_the_origin() {
+    let start = Instant::now();
+    let mut planner = in_branch(start, 2000, OriginAccess::Ranges, &[peer(1)]);
+    let steward = steward_asked(&mut planner);
+    let nothing = Answer {
+        asked: true,
+        lessees: 4,
+        ..Answer::default()
+    };
+    planner.handle_answer(start, steward, &nothing);
+    planner.handle_joined(start, peer(1), SegmentSet::empty(2000));
+    for index in 0..100 {
+        let now = start + Duration::from_millis(200) * index;
+        planner.handle_answer(now, steward, &nothing);
+        planner.handle_have_more(now, peer(1), [SegmentRange::one(SegmentIndex(index))]);
+        planner.handle_stored(now, Source::Peer(peer(1)), SegmentIndex(index));
+        planner.handle_timeout(now);
+    }
+    let fetched = |action: &Action| matches!(action, Action::FetchFromOrigin { .. });
+    assert!(!transfers(&mut planner).iter().any(fetched));
+}
+
+#[test]
+fn a_new_steward_hears_of_runs_in_flight_and_those_it_refuses_end() {
+    let now = Instant::now();
+    let mut planner = in_branch(now, 2000, OriginAccess::Ranges, &[peer(1), peer(2)]);
+    let steward = steward_asked(&mut planner);
+    for member in [1, 2] {
+        planner.handle_not_joined(now, peer(member), JoinFailure::Absent);
+    }
+    let mut answer = grants(0, 8);
+    answer.granted.extend(grants(100, 8).granted);
+    planner.handle_answer(now, steward, &answer);
+    assert_eq!(transfers(&mut planner).len(), 2);
+    planner.handle_steward_lost(now, steward);
+    let enlist = drain(&mut planner).into_iter().find_map(|action| {
+        if let Action::Enlist { steward, enlist } = action {
+            Some((steward, enlist))
+        } else {
+            None
+        }
+    });
+    let (next, enlist) = enlist.expect("the next in rank is asked");
+    assert_ne!(next, steward);
+    let leased: Vec<_> = enlist
+        .leased
+        .iter()
+        .map(|b| (b.first().0, b.count()))
+        .collect();
+    assert_eq!(leased, [(0, 8), (100, 8)]);
+    planner.handle_answer(now, next, &grants(100, 8));
+    assert!(matches!(
+        transfers(&mut planner)[..],
+        [Action::CancelOrigin { run }] if run.first() == SegmentIndex(0)
+    ));
+}
+
+#[test]
+fn what_a_neighbour_has_rare_is_asked_for_before_what_all_have() {
+    let now = Instant::now();
+    let mut planner = in_branch(now, 2000, OriginAccess::Closed, &[peer(1), peer(2)]);
+    let mut common = SegmentSet::empty(2000);
+    (0..1000).for_each(|i| assert!(common.insert(SegmentIndex(i))));
+    let mut rare = common.clone();
+    (1500..1504).for_each(|i| assert!(rare.insert(SegmentIndex(i))));
+    planner.handle_busy(now, peer(1), SegmentRange::one(SegmentIndex(0)), PEER_STALL);
+    planner.handle_joined(now, peer(1), common);
+    drain(&mut planner);
+    planner.handle_joined(now, peer(2), rare);
+    let asked = transfers(&mut planner);
+    assert!(
+        matches!(asked[0], Action::Request { range, .. } if range.first() == SegmentIndex(1500)),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn a_member_that_is_alone_in_a_branch_begins_at_a_place_of_its_own() {
+    let now = Instant::now();
+    let first_run = |seed| {
+        let sharing = Sharing {
+            me: me(),
+            swarm: swarm(),
+            members: BTreeSet::new(),
+            enrolment: None,
+        };
+        let mut setup = setup(2000, OriginAccess::Ranges, Some(sharing));
+        setup.seed = seed;
+        let mut planner = Planner::new(now, setup);
+        let runs = drain(&mut planner);
+        assert_eq!(runs.len(), 4, "all its runs, at once");
+        runs
+    };
+    assert_ne!(first_run(1), first_run(2));
+    assert_eq!(first_run(1), first_run(1));
 }
 
 /// How a simulated peer behaves.
@@ -275,6 +487,7 @@ enum Nature {
     Forgets,
     Busy,
     Leaves,
+    Absent,
 }
 
 /// A branch of simulated peers around a planner: each owes a queue of segments and answers one a
@@ -286,6 +499,9 @@ struct Branch {
     owed: BTreeMap<PeerId, VecDeque<SegmentIndex>>,
     runs: Vec<(SegmentRange, u32)>,
     asked_of_origin: u32,
+    /// `None`: stewards are silent.
+    steward: Option<Steward>,
+    asked: Option<(PeerId, Blocks)>,
 }
 
 impl Branch {
@@ -317,10 +533,53 @@ impl Branch {
                 self.runs.push((run, 0));
             }
             Action::CancelOrigin { run } => self.runs.retain(|(other, _)| *other != run),
-            Action::Join { .. }
-            | Action::Enlist { .. }
-            | Action::Report { .. }
-            | Action::LeaveSteward { .. } => panic!("nobody to share with"),
+            Action::Join { peer } => self.join(peer),
+            Action::Enlist { steward, enlist } => {
+                self.asked = Some((steward, enlist.blocks));
+                if let Some(steward) = &mut self.steward {
+                    steward.handle_enlist(self.now, me(), enlist);
+                }
+            }
+            Action::Report { report, .. } => {
+                let (_, blocks) = self.asked.expect("enlisted before");
+                if let Some(steward) = &mut self.steward {
+                    steward.handle_report(self.now, me(), swarm(), blocks, report);
+                }
+            }
+            Action::LeaveSteward { .. } => {
+                let (_, blocks) = self.asked.take().expect("enlisted before");
+                if let Some(steward) = &mut self.steward {
+                    steward.handle_left(self.now, me(), swarm(), blocks);
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, peer: PeerId) {
+        if self.natures.get(&peer) == Some(&Nature::Absent) {
+            return self
+                .planner
+                .handle_not_joined(self.now, peer, JoinFailure::Absent);
+        }
+        self.owed.insert(peer, VecDeque::new());
+        let have = SegmentSet::full(self.planner.done().size());
+        self.planner.handle_joined(self.now, peer, have);
+    }
+
+    fn hear_steward(&mut self) {
+        let Some(steward) = &mut self.steward else {
+            return;
+        };
+        if steward
+            .next_deadline()
+            .is_some_and(|next| next.at <= self.now)
+        {
+            steward.handle_timeout(self.now);
+        }
+        while let Some(told) = steward.poll_output() {
+            if let Some((asked, _)) = self.asked {
+                self.planner.handle_answer(self.now, asked, &told.answer);
+            }
         }
     }
 
@@ -330,6 +589,7 @@ impl Branch {
             self.step_peer(step, id, nature);
         }
         self.step_origin();
+        self.hear_steward();
         if self
             .planner
             .next_deadline()
@@ -349,7 +609,7 @@ impl Branch {
         let pause = match nature {
             Nature::Good | Nature::Lies | Nature::Forgets | Nature::Busy | Nature::Leaves => 1,
             Nature::Slow => 30,
-            Nature::Silent => u32::MAX,
+            Nature::Silent | Nature::Absent => u32::MAX,
         };
         if !step.is_multiple_of(pause) {
             return;
@@ -370,7 +630,9 @@ impl Branch {
                 self.owed.remove(&id);
                 self.planner.handle_left(self.now, id);
             }
-            Nature::Good | Nature::Slow | Nature::Silent => self.stored(Source::Peer(id), index),
+            Nature::Good | Nature::Slow | Nature::Silent | Nature::Absent => {
+                self.stored(Source::Peer(id), index)
+            }
             Nature::Lies | Nature::Forgets | Nature::Busy | Nature::Leaves => {
                 self.stored(Source::Peer(id), index);
             }
@@ -403,6 +665,7 @@ fn natures() -> impl Strategy<Value = Vec<Nature>> {
         Just(Nature::Forgets),
         Just(Nature::Busy),
         Just(Nature::Leaves),
+        Just(Nature::Absent),
     ];
     prop::collection::vec(nature, 0..6)
 }
@@ -413,23 +676,26 @@ proptest! {
         count in 1u32..400,
         natures in natures(),
         ranges in any::<bool>(),
+        steward in any::<bool>(),
     ) {
         let now = Instant::now();
         let origin = if ranges { OriginAccess::Ranges } else { OriginAccess::WholeFileOnly };
-            let mut planner = new_planner(now, count, origin);
         let ids: Vec<PeerId> = (1..).map(peer).take(natures.len()).collect();
-        for id in &ids {
-            planner.handle_joined(now, *id, SegmentSet::full(count));
-        }
+        let planner = in_branch(now, count, origin, &ids);
         let only_good = natures.iter().all(|n| *n == Nature::Good) && !natures.is_empty();
         let mut branch = Branch {
             now,
             planner,
-            owed: ids.iter().map(|id| (*id, VecDeque::new())).collect(),
+            owed: BTreeMap::new(),
             natures: ids.into_iter().zip(natures).collect(),
             runs: Vec::new(),
             asked_of_origin: 0,
+            steward: steward.then(|| Steward::new(3)),
+            asked: None,
         };
+        while let Some(action) = branch.planner.poll_action() {
+            branch.apply(action);
+        }
         let mut step = 0;
         while !branch.planner.is_finished() {
             step += 1;
