@@ -66,6 +66,8 @@ pub(crate) struct Asking {
     pub(crate) fetches: BTreeSet<FetchId>,
     /// Its stream to each steward that it has one to.
     pub(crate) enlisted_at: BTreeMap<MemberId, u32>,
+    /// Agents that it has announced the content to.
+    pub(crate) announced_to: BTreeSet<MemberId>,
     /// The last number given to a download, a join, or a stream to a steward.
     pub(crate) last_number: u32,
 }

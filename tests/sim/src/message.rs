@@ -64,6 +64,8 @@ pub(crate) enum Message {
         stream: u32,
         answer: Box<Answer>,
     },
+    /// Who sends this holds the whole content.
+    Announce,
     /// The stream's end.
     Leave {
         stream: u32,
@@ -88,6 +90,7 @@ impl Message {
             Self::Join => (u64::from(STREAMS) + 1) * JOIN_BYTES,
             Self::Joined(have) => (u64::from(STREAMS) + 1) * (JOINED_BYTES + set_bytes(have)),
             Self::Request { .. } => REQUEST_BYTES,
+            Self::Announce => 5 + 32,
             Self::Unknown | Self::ManifestRequest => 1,
             // Frames and packets only.
             Self::Stop { .. } | Self::Bye | Self::Leave { .. } => 8,

@@ -73,6 +73,7 @@ impl World {
             Message::Enlist { stream, enlist } => self.member_enlists(to, from, stream, *enlist),
             Message::Report { stream, report } => self.member_reports(to, from, stream, *report),
             Message::Answer { stream, answer } => self.steward_answers(to, from, stream, &answer),
+            Message::Announce => self.member_announces(to, from),
             Message::Leave { stream } => self.member_leaves(to, from, stream),
         }
     }

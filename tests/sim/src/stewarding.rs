@@ -160,6 +160,37 @@ impl World {
         self.steward_speaks(id);
     }
 
+    /// A member that has the whole content says so to the first in rank, and to those that come
+    /// to be it.
+    pub(crate) fn announce(&mut self, id: MemberId) {
+        for steward in self.views.announced_at.clone() {
+            if self.member(id).asking.announced_to.insert(steward) && self.lives(steward) {
+                let wait = self.connect(id, steward);
+                self.send_after(wait, id, steward, Message::Announce);
+            }
+        }
+    }
+
+    pub(crate) fn member_announces(&mut self, id: MemberId, from: MemberId) {
+        if self.member(id).nature.mute {
+            return;
+        }
+        let (instant, peer, swarm) = (self.clock.instant(), self.peer_of(from), self.swarm);
+        self.member(id)
+            .steward(|steward| steward.handle_announce(instant, peer, &[swarm]));
+        self.steward_speaks(id);
+    }
+
+    /// The connection of an agent that may have announced has ended.
+    pub(crate) fn announcer_gone(&mut self, id: MemberId, from: MemberId) {
+        if !self.member(id).nature.mute {
+            let (instant, peer) = (self.clock.instant(), self.peer_of(from));
+            self.member(id)
+                .steward(|steward| steward.handle_announcer_left(instant, peer));
+            self.steward_speaks(id);
+        }
+    }
+
     pub(crate) fn steward_alarm(&mut self, id: MemberId) {
         let (now, instant) = (self.clock.now(), self.clock.instant());
         let member = self.member(id);

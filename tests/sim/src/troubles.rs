@@ -24,6 +24,10 @@ const MEMBERSHIP_EVERY: Duration = Duration::from_secs(1);
 const MEMBERSHIP_EVERY_LARGE: Duration = Duration::from_secs(10);
 const LARGE: u32 = 500;
 
+/// Holders announce to so many of the first in rank: when the first dies, members ask the second within a second, but
+/// the membership tells of it only after eight.
+const ANNOUNCED_TO: usize = 2;
+
 /// How long views differ at the start.
 const VIEWS_DIFFER_FOR: Duration = Duration::from_secs(1);
 
@@ -34,7 +38,9 @@ pub(crate) struct Views {
     /// At the start, if views differ: what each sees.
     partial: Vec<BTreeSet<PeerId>>,
     pub(crate) steward: MemberId,
-    announced: Option<Duration>,
+    /// The first in rank, whom holders announce the content to.
+    pub(crate) announced_at: Vec<MemberId>,
+    changes_at: Option<Duration>,
 }
 
 impl Views {
@@ -45,10 +51,8 @@ impl Views {
         swarm: SwarmId,
     ) -> Self {
         let live: BTreeSet<PeerId> = members.iter().map(|member| member.peer).collect();
-        let first = first_in_rank(&swarm, live.iter().copied(), 1);
-        let steward = first
-            .first()
-            .map_or(MemberId(0), |peer| World::id_of(*peer));
+        let announced_at = first_in_rank_of(swarm, &live);
+        let steward = announced_at.first().copied().unwrap_or(MemberId(0));
         let half = |me: &Member, chance: &mut Chance| {
             let seen = |peer: &PeerId| *peer == me.peer || chance.below(2) == 0;
             live.iter().copied().filter(seen).collect()
@@ -62,7 +66,8 @@ impl Views {
             live,
             partial,
             steward,
-            announced: None,
+            announced_at,
+            changes_at: None,
         }
     }
 
@@ -71,6 +76,12 @@ impl Views {
         let partial = self.partial.get(id.0 as usize);
         partial.unwrap_or(&self.live).clone()
     }
+}
+
+/// The stewards that a holder announces to.
+fn first_in_rank_of(swarm: SwarmId, live: &BTreeSet<PeerId>) -> Vec<MemberId> {
+    let first = first_in_rank(&swarm, live.iter().copied(), ANNOUNCED_TO);
+    first.into_iter().map(World::id_of).collect()
 }
 
 /// Draws who is slow and who lies.
@@ -145,8 +156,8 @@ impl World {
         };
         let ticks = (now + MEMBER_TIMEOUT).as_nanos().div_ceil(every.as_nanos());
         let at = every * u32::try_from(ticks).unwrap_or(u32::MAX);
-        if self.views.announced != Some(at) {
-            self.views.announced = Some(at);
+        if self.views.changes_at != Some(at) {
+            self.views.changes_at = Some(at);
             self.clock.at(at, Event::Membership);
         }
     }
@@ -173,7 +184,14 @@ impl World {
                 }
             }
         }
+        self.views.announced_at = first_in_rank_of(self.swarm, &live);
         self.views.live = live;
+        for number in 0..self.members.len() {
+            let id = MemberId(u32::try_from(number).unwrap_or(u32::MAX));
+            if self.lives(id) && self.member(id).ended.is_some() {
+                self.announce(id);
+            }
+        }
     }
 
     /// All connections to a dead member time out.
@@ -185,6 +203,7 @@ impl World {
             }
             self.forget_requester(id, dead);
             self.member_gone(id, dead);
+            self.announcer_gone(id, dead);
             self.member(id).asking.dialled.remove(&dead);
             if self.member(id).asking.manifest_asked.contains(&dead) {
                 self.manifest_answered(id, dead, false);
