@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use branchline_core::planner::{
     Action, JoinFailure, OriginAccess, OriginPace, Planner, Setup, Sharing, Source,
 };
-use branchline_core::swarm::{Blocks, Steward};
+use branchline_core::swarm::{Blocks, Steward, first_in_rank};
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_hashing::{SegmentIndex, SwarmId};
 
@@ -39,6 +39,34 @@ struct Machine {
     finished: Option<u64>,
 }
 
+impl Machine {
+    fn new(now: Instant, me: PeerId, members: BTreeSet<PeerId>, segments: u32) -> Self {
+        let lengths: Arc<[u32]> = vec![SEGMENT_BYTES; segments as usize].into();
+        let setup = Setup {
+            lengths,
+            done: SegmentSet::empty(segments),
+            origin: OriginAccess::Ranges,
+            pace: OriginPace::default(),
+            seed: u64::from(me.public_key()[0]),
+            sharing: Some(Sharing {
+                me,
+                swarm: swarm(),
+                members,
+                enrolment: None,
+            }),
+        };
+        Self {
+            planner: Planner::new(now, setup),
+            steward: Steward::new(1),
+            asked: VecDeque::new(),
+            runs: VecDeque::new(),
+            watchers: BTreeMap::new(),
+            enlisted: None,
+            finished: None,
+        }
+    }
+}
+
 struct Lan {
     now: Instant,
     tick: u64,
@@ -46,45 +74,24 @@ struct Lan {
     from_origin: usize,
     dead: BTreeSet<PeerId>,
     turn: usize,
+    wan_is_cut: bool,
+    stewards_are_silent: bool,
 }
 
 impl Lan {
     fn new(machines: u8, segments: u32) -> Self {
         let now = Instant::now();
         let members: BTreeSet<PeerId> = (1..=machines).map(peer).collect();
-        let lengths: Arc<[u32]> = vec![SEGMENT_BYTES; segments as usize].into();
-        let machine = |id: PeerId| {
-            let setup = Setup {
-                lengths: Arc::clone(&lengths),
-                done: SegmentSet::empty(segments),
-                origin: OriginAccess::Ranges,
-                pace: OriginPace::default(),
-                seed: u64::from(id.public_key()[0]),
-                sharing: Some(Sharing {
-                    me: id,
-                    swarm: swarm(),
-                    members: members.clone(),
-                    enrolment: None,
-                }),
-            };
-            let machine = Machine {
-                planner: Planner::new(now, setup),
-                steward: Steward::new(1),
-                asked: VecDeque::new(),
-                runs: VecDeque::new(),
-                watchers: BTreeMap::new(),
-                enlisted: None,
-                finished: None,
-            };
-            (id, machine)
-        };
+        let machine = |id: &PeerId| (*id, Machine::new(now, *id, members.clone(), segments));
         Self {
             now,
             tick: 0,
-            machines: members.iter().copied().map(machine).collect(),
+            machines: members.iter().map(machine).collect(),
             from_origin: 0,
             dead: BTreeSet::new(),
             turn: 0,
+            wan_is_cut: false,
+            stewards_are_silent: false,
         }
     }
 
@@ -127,6 +134,9 @@ impl Lan {
     }
 
     fn wan(&mut self) {
+        if self.wan_is_cut {
+            return;
+        }
         for _ in 0..WAN_SEGMENTS_PER_TICK {
             let busy = |id: &PeerId| !self.machines[id].runs.is_empty();
             let fetching: Vec<PeerId> = self.ids().into_iter().filter(busy).collect();
@@ -291,6 +301,9 @@ impl Lan {
             .and_then(|m| m.steward.poll_output())
         {
             let now = self.now;
+            if self.stewards_are_silent {
+                continue;
+            }
             if let Some(machine) = self.machines.get_mut(&told.to) {
                 machine.planner.handle_answer(now, id, &told.answer);
             }
@@ -385,4 +398,91 @@ fn when_a_quarter_of_the_machines_dies_the_others_end_soon() {
         lan.from_origin
     );
     assert!(ticks <= alone(segments) * 130 / 100, "{ticks} ticks");
+}
+
+#[test]
+fn who_comes_when_all_have_it_asks_the_origin_for_nothing() {
+    let segments = 2000;
+    let mut lan = Lan::new(4, segments);
+    lan.run();
+    let fetched = lan.from_origin;
+    for number in 30..33 {
+        let id = peer(number);
+        let mut members: BTreeSet<PeerId> = lan.ids().into_iter().collect();
+        members.insert(id);
+        for machine in lan.machines.values_mut() {
+            machine.planner.handle_members(lan.now, &members);
+        }
+        let late = Machine::new(lan.now, id, members, segments);
+        lan.machines.insert(id, late);
+        lan.run();
+    }
+    assert_eq!(lan.from_origin, fetched);
+}
+
+#[test]
+fn after_the_wan_was_cut_for_ten_seconds_little_is_fetched_twice() {
+    let segments = 2000;
+    let mut lan = Lan::new(16, segments);
+    while lan.tick < 1000 {
+        lan.step();
+    }
+    lan.wan_is_cut = true;
+    while lan.tick < 2000 {
+        lan.step();
+    }
+    lan.wan_is_cut = false;
+    let ticks = lan.run();
+    println!("{} from the origin, {ticks} ticks", lan.from_origin);
+    assert!(
+        lan.from_origin <= segments as usize * 115 / 100,
+        "{}",
+        lan.from_origin
+    );
+    assert!(ticks <= alone(segments) * 130 / 100 + 1000, "{ticks} ticks");
+}
+
+#[test]
+fn without_any_steward_the_members_still_share() {
+    let segments = 2000;
+    let mut lan = Lan::new(16, segments);
+    lan.stewards_are_silent = true;
+    let ticks = lan.run();
+    println!("{} from the origin, {ticks} ticks", lan.from_origin);
+    assert!(ticks <= alone(segments) * 130 / 100, "{ticks} ticks");
+}
+
+#[test]
+fn when_a_new_machine_becomes_the_steward_little_is_fetched_twice() {
+    let segments = 2000;
+    let mut lan = Lan::new(15, segments);
+    while lan.tick < 500 {
+        lan.step();
+    }
+    let mut members: BTreeSet<PeerId> = lan.ids().into_iter().collect();
+    let ranks_first = |id: &PeerId| {
+        let all = members.iter().copied().chain([*id]);
+        first_in_rank(&swarm(), all, 1) == [*id]
+    };
+    let new = (30..=255).map(peer).find(ranks_first).expect("one of many");
+    members.insert(new);
+    let machine = Machine::new(lan.now, new, members.clone(), segments);
+    lan.machines.insert(new, machine);
+    for id in lan.ids() {
+        let now = lan.now;
+        lan.mine(id).planner.handle_members(now, &members);
+        (0..3).for_each(|_| lan.step());
+    }
+    while lan.tick < 800 {
+        lan.step();
+    }
+    assert_eq!(lan.steward(), new);
+    let ticks = lan.run();
+    println!("{} from the origin, {ticks} ticks", lan.from_origin);
+    assert!(
+        lan.from_origin <= segments as usize * 105 / 100,
+        "{}",
+        lan.from_origin
+    );
+    assert!(ticks <= alone(segments) * 110 / 100, "{ticks} ticks");
 }

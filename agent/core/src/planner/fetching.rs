@@ -10,6 +10,9 @@ use super::{Action, OriginAccess, Planner};
 use crate::swarm::{BlockRange, BlockSet, Grant};
 use crate::{PeerId, SegmentRange};
 
+/// The longest run by own right in a branch, in blocks: others may fetch the same.
+const MOST_OWN_BLOCKS: u64 = 4;
+
 /// Runs by own right at the first moment of impatience, when others may yet bring what they lease.
 const FIRST_OWN_RUNS: usize = 2;
 

@@ -177,9 +177,13 @@ impl OriginPlan {
         owed.into_iter().flatten().collect()
     }
 
-    /// The runs whose missing segments are all held by somebody nearer.
+    /// The runs whose missing segments are all held by somebody nearer; of those by own right
+    /// whose next one is: somebody else fetches there, too.
     pub(super) fn runs_held_by(&self, holds: impl Fn(SegmentIndex) -> bool) -> Vec<SegmentRange> {
-        let held = |run: &SegmentRun| !run.owed.is_empty() && run.owed.iter().all(|i| holds(*i));
+        let held = |run: &SegmentRun| match run.right {
+            Right::Leased => !run.owed.is_empty() && run.owed.iter().all(|i| holds(*i)),
+            Right::Own => run.owed.first().is_some_and(|i| holds(*i)),
+        };
         self.runs
             .iter()
             .filter(|(_, run)| held(run))

@@ -47,7 +47,7 @@ impl Planner {
             self.actions.push_back(Action::LeaveSteward { steward });
         }
         let news = self.current_news();
-        if let Some(steward) = enrolment.take_enlist(now, news.lessee) {
+        if let Some(steward) = enrolment.take_enlist(now) {
             let want = self.want(now, &enrolment);
             let enlist = self.enlist(&enrolment, want);
             self.actions.push_back(Action::Enlist { steward, enlist });

@@ -34,8 +34,8 @@ const FAILED_RESTS: Duration = Duration::from_secs(10);
 /// Members move to a new first in rank so long after they heard of it: by then all have.
 pub const MOVES_AFTER: Duration = Duration::from_secs(1);
 
-/// A member without leases that comes from another steward asks for some only after so long: those
-/// that have some bring them along first.
+/// A member that comes from another steward asks for new leases only after so long: all bring along
+/// those that they have first.
 pub const SETTLES: Duration = Duration::from_millis(500);
 
 /// Reports of blocks that came are sent together, by a member with leases.
@@ -65,7 +65,7 @@ pub struct Enrolment {
     /// No leases are asked for before.
     settles_until: Option<Instant>,
     /// Whether somebody had leases when a steward spoke last.
-    others_lease: bool,
+    anybody_leases: bool,
     left: Vec<PeerId>,
 }
 
@@ -138,7 +138,7 @@ impl Enrolment {
             failed: BTreeMap::new(),
             moves_at: None,
             settles_until: None,
-            others_lease: false,
+            anybody_leases: false,
             left: Vec::new(),
         };
         enrolment.set_members(members);
@@ -209,7 +209,7 @@ impl Enrolment {
             | Phase::Enlisted { .. } => return Heard::Stranger,
         };
         // Only answers count their lessees; what comes unasked may leave it out.
-        self.others_lease = lessees > 0 || (!asked && self.others_lease);
+        self.anybody_leases = lessees > 0 || (!asked && self.anybody_leases);
         let (unanswered, reported) = match self.phase {
             Phase::Enlisted {
                 unanswered,
@@ -307,13 +307,12 @@ impl Enrolment {
         std::mem::take(&mut self.left)
     }
 
-    /// Whom to enlist with now. `lessee`: this member brings leases along.
-    pub(crate) fn take_enlist(&mut self, now: Instant, lessee: bool) -> Option<PeerId> {
+    /// Whom to enlist with now.
+    pub(crate) fn take_enlist(&mut self, now: Instant) -> Option<PeerId> {
         let Phase::ToEnlist { steward } = self.phase else {
             return None;
         };
-        let waits = self.others_lease && !lessee;
-        self.settles_until = waits.then(|| now + SETTLES);
+        self.settles_until = self.anybody_leases.then(|| now + SETTLES);
         self.phase = Phase::Asked {
             steward,
             until: now + self.patience,

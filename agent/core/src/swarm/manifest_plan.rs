@@ -269,7 +269,7 @@ impl ManifestPlan {
             manifest: true,
         };
         let held = BlockSet::empty(self.blocks.count());
-        if let Some(steward) = self.enrolment.take_enlist(now, false) {
+        if let Some(steward) = self.enrolment.take_enlist(now) {
             let enlist = Enlist {
                 swarm: self.enrolment.swarm(),
                 blocks: self.blocks,
