@@ -85,6 +85,8 @@ pub struct Planner {
     leases: Vec<BlockRange>,
     /// Runs by own right since others brought something; and where the next one begins.
     own_runs: usize,
+    /// When it is this member's turn to begin them; drawn when it has lost patience.
+    own_turn: Option<Instant>,
     own_next: SegmentIndex,
     patience: Patience,
     /// The blocks that are there, those not reported yet, and how many segments each lacks.
@@ -136,6 +138,7 @@ impl Planner {
             origin: OriginPlan::new(origin),
             leases: Vec::new(),
             own_runs: 0,
+            own_turn: None,
             own_next: SegmentIndex(0),
             patience,
             unreported: held.clone(),
@@ -226,6 +229,10 @@ impl Planner {
             later(
                 Some(self.patience.until()).filter(|_| !self.is_alone()),
                 "others to bring what they fetch",
+            ),
+            later(
+                self.own_turn.filter(|_| !self.is_alone()),
+                "its turn among those that waited too long",
             ),
             later(self.origin.next_stall(), "the origin"),
             self.peers.next_deadline(),

@@ -31,6 +31,8 @@ pub(super) struct Neighbours {
     first_asked: usize,
     /// Members that a steward named.
     known: BTreeSet<PeerId>,
+    /// How many stewards have named so far, some more than once.
+    named: usize,
     members: BTreeSet<PeerId>,
     /// Whether somebody may be there to be asked.
     look: bool,
@@ -51,6 +53,7 @@ impl Neighbours {
             active: 0,
             first_asked: 0,
             known: BTreeSet::new(),
+            named: 0,
             members,
             look: true,
         }
@@ -66,6 +69,7 @@ impl Neighbours {
 
     /// A steward named it. One that did not take part when it was asked does by now.
     pub(super) fn named(&mut self, peer: PeerId) {
+        self.named += 1;
         if self.known.len() < MAX_KNOWN {
             self.known.insert(peer);
         }
@@ -89,6 +93,17 @@ impl Neighbours {
     /// Whether the branch is so small that all its members can be asked.
     pub(super) fn branch_is_small(&self) -> bool {
         self.members.len() <= MAX_NEIGHBOURS
+    }
+
+    /// How many members the swarm has, about: a steward that named fewer than a member can have
+    /// named all; else the branch's number bounds it.
+    pub(super) fn swarm_size(&self) -> usize {
+        let others = if self.named < MAX_NEIGHBOURS {
+            self.named
+        } else {
+            self.members.len()
+        };
+        others + 1
     }
 
     /// The next member to be asked: one that a steward named, else, if all members may be asked, any.
