@@ -74,6 +74,10 @@ const MANIFEST_FANOUT: usize = 8;
 /// A member is told of so many peers: as many neighbours as it can have.
 const NEIGHBOURS_TOLD: usize = 24;
 
+/// Of the peers a member is told of, one in so many has announced that it holds everything, while there are
+/// members enough: those few would otherwise serve everybody.
+const HOLDERS_NAMED_OF: usize = 6;
+
 /// Members that lack neighbours hear of new members together, this long after the first.
 const NEWS_COALESCED: Duration = Duration::from_millis(100);
 
@@ -98,7 +102,7 @@ const TABLE_BYTES: usize = 2048;
 /// ten thousand at one; of one agent; agents kept for one content.
 const MAX_ANNOUNCED: usize = 65_536;
 const ANNOUNCED_OF_ONE: usize = 16_384;
-const ANNOUNCERS_KEPT: usize = 16;
+const ANNOUNCERS_KEPT: usize = 64;
 
 const _: () = assert!(NEIGHBOURS_TOLD <= MAX_ANSWER_PEERS, "an answer holds them");
 

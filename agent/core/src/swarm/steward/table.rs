@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use rand::Rng;
+use rand::seq::SliceRandom;
 
 use super::ledger::Ledger;
 use super::member::{Member, Presence};
 use super::queue::Queue;
 use super::roster::Roster;
 use super::{
-    GONE_LINGERS, LEASE_LASTS, LESSEE_SILENCE, MANIFEST_FANOUT, MANIFEST_LEASE, MAX_LESSEES,
+    GONE_LINGERS, HOLDERS_NAMED_OF, LEASE_LASTS, LESSEE_SILENCE, MANIFEST_FANOUT, MANIFEST_LEASE, MAX_LESSEES,
     MEMBER_SILENCE, NEIGHBOURS_TOLD, NEWS_COALESCED, PEERS_REFRESHED, REFRESH_EVERY,
     RETURNED_RESTS, RUNS_IN_ALL, RUNS_OF_ONE,
 };
@@ -506,10 +507,15 @@ impl Table {
         } else {
             0
         };
-        let mut peers: Vec<PeerId> = self.announcers.iter().copied().collect();
-        peers.retain(|peer| *peer != id);
-        peers.truncate(count / 2);
-        peers.extend(self.serving.draw(rng, count - peers.len(), id));
+        let mut peers = self.serving.draw(rng, count, id);
+        // Some that hold everything, drawn anew each time: the same few would serve everybody.
+        let mut holders: Vec<PeerId> = self.announcers.iter().copied().collect();
+        holders.retain(|holder| *holder != id && !peers.contains(holder));
+        holders.shuffle(rng);
+        let room = count - peers.len();
+        holders.truncate(room.max(count / HOLDERS_NAMED_OF));
+        peers.truncate(count - holders.len());
+        peers.extend(holders);
         if member.has_manifest && !peers.is_empty() {
             member.told += peers.len();
             member.told_at = now;
