@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use branchline_core::planner::{
     Action, JoinFailure, OriginAccess, OriginPace, Planner, Setup, Sharing, Source,
 };
-use branchline_core::swarm::{Blocks, Steward, first_in_rank};
+use branchline_core::swarm::{Answer, Blocks, Steward, first_in_rank};
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_hashing::{SegmentIndex, SwarmId};
 
@@ -76,6 +76,18 @@ struct Lan {
     turn: usize,
     wan_is_cut: bool,
     stewards_are_silent: bool,
+    others: Others,
+}
+
+/// What the members do that are no machine here.
+#[derive(Clone, Copy, PartialEq)]
+enum Others {
+    /// They are gone.
+    Absent,
+    /// They claim to hold everything and send nothing; a steward says that others fetch.
+    Hung,
+    /// They hold nothing, ever; a steward says that others fetch.
+    Idle,
 }
 
 impl Lan {
@@ -92,6 +104,7 @@ impl Lan {
             turn: 0,
             wan_is_cut: false,
             stewards_are_silent: false,
+            others: Others::Absent,
         }
     }
 
@@ -253,12 +266,14 @@ impl Lan {
             Action::CancelOrigin { run } => self.mine(id).runs.retain(|(of, _)| *of != run),
             Action::Enlist { steward, enlist } => {
                 self.mine(id).enlisted = Some((steward, enlist.blocks));
+                self.tell_that_others_fetch(id, steward);
                 let now = self.now;
                 if let Some(machine) = self.machines.get_mut(&steward) {
                     machine.steward.handle_enlist(now, id, enlist);
                 }
             }
             Action::Report { steward, report } => {
+                self.tell_that_others_fetch(id, steward);
                 let (_, blocks) = self.mine(id).enlisted.expect("enlisted");
                 let now = self.now;
                 if let Some(machine) = self.machines.get_mut(&steward) {
@@ -281,13 +296,29 @@ impl Lan {
         self.machines.get_mut(&id).expect("there")
     }
 
-    fn join(&mut self, id: PeerId, peer: PeerId) {
+    fn tell_that_others_fetch(&mut self, id: PeerId, steward: PeerId) {
+        if self.others == Others::Absent || self.machines.contains_key(&steward) {
+            return;
+        }
+        let answer = Answer {
+            asked: true,
+            lessees: 4,
+            ..Answer::default()
+        };
         let now = self.now;
+        self.mine(id).planner.handle_answer(now, steward, &answer);
+    }
+
+    fn join(&mut self, id: PeerId, peer: PeerId) {
+        let (now, others) = (self.now, self.others);
         let Some(other) = self.machines.get_mut(&peer) else {
-            return self
-                .mine(id)
-                .planner
-                .handle_not_joined(now, peer, JoinFailure::Absent);
+            let size = self.mine(id).planner.done().size();
+            let planner = &mut self.mine(id).planner;
+            return match others {
+                Others::Absent => planner.handle_not_joined(now, peer, JoinFailure::Absent),
+                Others::Hung => planner.handle_joined(now, peer, SegmentSet::full(size)),
+                Others::Idle => planner.handle_joined(now, peer, SegmentSet::empty(size)),
+            };
         };
         let have = other.planner.done().clone();
         other.watchers.insert(id, have.clone());
@@ -485,4 +516,24 @@ fn when_a_new_machine_becomes_the_steward_little_is_fetched_twice() {
         lan.from_origin
     );
     assert!(ticks <= alone(segments) * 110 / 100, "{ticks} ticks");
+}
+
+#[test]
+fn with_every_other_member_broken_a_file_comes_a_tenth_later_at_most() {
+    for others in [Others::Absent, Others::Hung, Others::Idle] {
+        let segments = 2000;
+        let mut lan = Lan::new(0, segments);
+        lan.others = others;
+        let members: BTreeSet<PeerId> = (1..=16).map(peer).collect();
+        // One that is not its own steward.
+        let me = *members
+            .iter()
+            .find(|id| first_in_rank(&swarm(), members.iter().copied(), 1) != [**id])
+            .expect("15 of 16");
+        let machine = Machine::new(lan.now, me, members, segments);
+        lan.machines.insert(me, machine);
+        let ticks = lan.run();
+        println!("{} from the origin, {ticks} ticks", lan.from_origin);
+        assert!(ticks <= alone(segments) * 110 / 100, "{ticks} ticks");
+    }
 }

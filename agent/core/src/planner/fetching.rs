@@ -1,5 +1,6 @@
 //! The planner's side towards the origin: leases, and runs by its own right.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use branchline_hashing::SegmentIndex;
@@ -7,11 +8,12 @@ use rand::RngExt;
 
 use super::neighbours::Neighbours;
 use super::origin::{Right, first_run};
-use super::{Action, OriginAccess, Planner};
+use super::{Action, OriginAccess, Planner, RunFailure};
 use crate::swarm::{BlockRange, BlockSet, Grant};
 use crate::{PeerId, SegmentRange};
 
-/// The longest run by own right in a branch, in blocks: others may fetch the same.
+/// The longest run by own right in a branch, in blocks, unless half a second at the measured rate is more:
+/// others may fetch the same.
 const MOST_OWN_BLOCKS: u64 = 4;
 
 /// Runs by own right at the first moment of impatience, when others may yet bring what they lease.
@@ -22,6 +24,47 @@ const FIRST_OWN_RUNS: usize = 2;
 const TURNS_IN_A_WAIT: u32 = 4;
 
 impl Planner {
+    /// The origin's answer to `run` has ended; what did not arrive is open again.
+    pub fn handle_origin_run_ended(&mut self, now: Instant, run: SegmentRange) {
+        let freed = self.origin.end(run);
+        self.reopen(freed);
+        self.plan(now);
+    }
+
+    /// The origin would not give `run`, after all retries or for want of ranges.
+    pub fn handle_origin_run_failed(
+        &mut self,
+        now: Instant,
+        run: SegmentRange,
+        failure: RunFailure,
+    ) {
+        let freed = self.origin.end(run);
+        self.reopen(freed);
+        self.give_back_leases_of(run);
+        match (failure, self.origin.access()) {
+            (RunFailure::NoRanges, OriginAccess::Ranges) => {
+                self.change_origin(OriginAccess::WholeFileOnly);
+            }
+            // One of several that failed for the same reason, which has been dealt with.
+            (RunFailure::NoRanges, OriginAccess::WholeFileOnly | OriginAccess::Closed) => {}
+            (RunFailure::GaveUp, _) => {
+                if !self.origin.give_up() {
+                    self.change_origin(OriginAccess::Closed);
+                }
+            }
+        }
+        self.plan(now);
+    }
+
+    fn change_origin(&mut self, access: OriginAccess) {
+        for run in self.origin.set_access(access) {
+            self.cancel_run(run);
+        }
+        for lease in std::mem::take(&mut self.leases) {
+            self.give_back(lease);
+        }
+    }
+
     /// Hands out to the origin what this member has a right to fetch there.
     pub(super) fn plan_origin(&mut self, now: Instant) {
         if self.open.is_empty() {
@@ -133,10 +176,9 @@ impl Planner {
         let mut bytes = self.origin.run_bytes();
         if company {
             // Others may be in the same position: short runs at first, at any place.
-            let doubled = self
-                .block_bytes()
-                .saturating_mul(1 << self.own_runs.min(20));
-            bytes = bytes.min(doubled);
+            let most = (self.block_bytes() * MOST_OWN_BLOCKS).max(self.origin.bytes_per_sec() / 2);
+            let doubled = self.block_bytes() << self.own_runs.min(10);
+            bytes = bytes.min(doubled.min(most));
             self.own_next = self.any_place();
         }
         let worth_waiting_for = self.origin.bytes_per_sec() / 2;
@@ -168,7 +210,7 @@ impl Planner {
         let worth_waiting_for = self.origin.bytes_per_sec() / 2;
         let held = self.peers.held(now, worth_waiting_for);
         let missing = |index: &SegmentIndex| !self.done.contains(*index);
-        let owed: std::collections::BTreeSet<_> = run
+        let owed: BTreeSet<_> = run
             .iter()
             .filter(missing)
             .filter(|index| !held.contains(*index))

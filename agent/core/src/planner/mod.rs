@@ -430,47 +430,6 @@ impl Planner {
         self.plan(now);
     }
 
-    /// The origin's answer to `run` has ended; what did not arrive is open again.
-    pub fn handle_origin_run_ended(&mut self, now: Instant, run: SegmentRange) {
-        let freed = self.origin.end(run);
-        self.reopen(freed);
-        self.plan(now);
-    }
-
-    /// The origin would not give `run`, after all retries or for want of ranges.
-    pub fn handle_origin_run_failed(
-        &mut self,
-        now: Instant,
-        run: SegmentRange,
-        failure: RunFailure,
-    ) {
-        let freed = self.origin.end(run);
-        self.reopen(freed);
-        self.give_back_leases_of(run);
-        match (failure, self.origin.access()) {
-            (RunFailure::NoRanges, OriginAccess::Ranges) => {
-                self.change_origin(OriginAccess::WholeFileOnly);
-            }
-            // One of several that failed for the same reason, which has been dealt with.
-            (RunFailure::NoRanges, OriginAccess::WholeFileOnly | OriginAccess::Closed) => {}
-            (RunFailure::GaveUp, _) => {
-                if !self.origin.give_up() {
-                    self.change_origin(OriginAccess::Closed);
-                }
-            }
-        }
-        self.plan(now);
-    }
-
-    fn change_origin(&mut self, access: OriginAccess) {
-        for run in self.origin.set_access(access) {
-            self.cancel_run(run);
-        }
-        for lease in std::mem::take(&mut self.leases) {
-            self.give_back(lease);
-        }
-    }
-
     /// This machine's disk is behind with what has come: nobody else is to blame for silence.
     pub fn handle_local_delay(&mut self, now: Instant) {
         self.peers.excuse(now);

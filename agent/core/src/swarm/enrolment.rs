@@ -62,6 +62,8 @@ pub struct Enrolment {
     tries: u32,
     failed: BTreeMap<PeerId, Instant>,
     moves_at: Option<Instant>,
+    /// All that were tried have failed, and nobody has answered since.
+    unserved: bool,
     /// No leases are asked for before.
     settles_until: Option<Instant>,
     /// Whether somebody had leases when a steward spoke last.
@@ -137,6 +139,7 @@ impl Enrolment {
             tries: 0,
             failed: BTreeMap::new(),
             moves_at: None,
+            unserved: false,
             settles_until: None,
             anybody_leases: false,
             left: Vec::new(),
@@ -146,9 +149,10 @@ impl Enrolment {
         enrolment
     }
 
-    /// Whether the member must look after itself: no steward answers, or there is nobody else.
+    /// Whether the member must look after itself: no steward answers, or there is nobody else. It
+    /// does so, too, while it tries to find one again.
     pub(crate) fn is_alone(&self) -> bool {
-        matches!(self.phase, Phase::Alone { .. })
+        self.unserved || matches!(self.phase, Phase::Alone { .. })
     }
 
     pub(crate) fn swarm(&self) -> SwarmId {
@@ -176,7 +180,7 @@ impl Enrolment {
         self.set_members(members);
         if !had_company {
             self.begin(now);
-        } else if self.steward() == self.best(now) || self.is_alone() {
+        } else if self.steward() == self.best(now) {
             self.moves_at = None;
         } else {
             self.moves_at.get_or_insert(now + MOVES_AFTER);
@@ -208,6 +212,7 @@ impl Enrolment {
             | Phase::Asked { .. }
             | Phase::Enlisted { .. } => return Heard::Stranger,
         };
+        self.unserved = false;
         // Only answers count their lessees; what comes unasked may leave it out.
         self.anybody_leases = lessees > 0 || (!asked && self.anybody_leases);
         let (unanswered, reported) = match self.phase {
@@ -390,6 +395,7 @@ impl Enrolment {
             return self.pass_over(now, steward);
         }
         self.tries = 0;
+        self.unserved = true;
         self.phase = Phase::Alone {
             asked: Some(steward),
             again_at: Some(now + ALONE_AGAIN),
@@ -406,12 +412,14 @@ impl Enrolment {
         };
         if self.tries < self.tries_allowed {
             self.begin(now);
+        } else {
+            self.unserved = true;
         }
     }
 
     fn move_on(&mut self, now: Instant) {
         let current = self.steward();
-        if self.is_alone() || current == self.best(now) {
+        if matches!(self.phase, Phase::Alone { .. }) || current == self.best(now) {
             return;
         }
         if !matches!(self.phase, Phase::ToEnlist { .. }) {
