@@ -162,15 +162,14 @@ impl Planner {
         let Sharing {
             me,
             swarm,
-            mut members,
+            members,
             enrolment,
         } = sharing;
-        members.remove(&me);
         self.enrolment = Some(
             enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, answer_patience)),
         );
         self.grace_until = Some(now + JOIN_GRACE.min(answer_patience));
-        self.neighbours = Some(Neighbours::new(members));
+        self.neighbours = Some(Neighbours::new(&members, me, &mut self.rng));
         // The steward knows nothing of what this member would fetch.
         self.news.urgent = true;
         self.own_next = self.any_place();
@@ -285,9 +284,8 @@ impl Planner {
             enrolment.handle_members(now, members);
         }
         if let Some(neighbours) = &mut self.neighbours {
-            let mut others = members.clone();
-            others.retain(|member| Some(*member) != self.me);
-            neighbours.set_members(others);
+            let me = self.me.expect("who has neighbours knows itself");
+            neighbours.set_members(members, me, &mut self.rng);
         }
         self.plan(now);
     }
