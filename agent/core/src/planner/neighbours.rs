@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use rand::seq::IteratorRandom;
 use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::IteratorRandom;
 
 use super::{Deadline, JoinFailure};
 use crate::PeerId;

@@ -323,7 +323,15 @@ impl Peers {
                 )
             })?;
             let most = peer.window_bytes().saturating_sub(peer.owed_bytes);
-            match choose(open, &peer.have, &self.availability, peers, lengths, most, rng) {
+            match choose(
+                open,
+                &peer.have,
+                &self.availability,
+                peers,
+                lengths,
+                most,
+                rng,
+            ) {
                 Some(range) => {
                     let id = *id;
                     self.charge(now, id, range, lengths);
@@ -358,7 +366,12 @@ impl Peers {
             .iter()
             .filter(|(id, peer)| *id != slowest_id && peer.owed.is_empty() && !peer.rests(now))
             .filter(|(_, peer)| takes_less_than(slowest.owed_bytes, peer, wait / 2))
-            .find_map(|(id, peer)| Some((*id, first_range(&wanted, &peer.have, lengths, REQUEST_BYTES)?)))?;
+            .find_map(|(id, peer)| {
+                Some((
+                    *id,
+                    first_range(&wanted, &peer.have, lengths, REQUEST_BYTES)?,
+                ))
+            })?;
         self.charge(now, id, range, lengths);
         Some((id, range))
     }

@@ -5,7 +5,8 @@
 //!
 //! Invariants, for each swarm (and way of dividing it into blocks):
 //! - no block is leased to two members at once;
-//! - a block that a live member has reported held is never leased;
+//! - a block that a live member has reported held is not leased, unless nobody has got it from there within
+//!   [`SPREADS_WITHIN`];
 //! - at most [`MAX_LESSEES`] live members hold leases;
 //! - a block that is neither held nor leased is granted as soon as a member that may have it wants it;
 //! - an agent's announcement that it holds all counts as holding all;
@@ -19,6 +20,7 @@ mod ledger;
 mod member;
 mod queue;
 mod roster;
+mod spread;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -55,6 +57,11 @@ pub const LESSEE_SILENCE: Duration = Duration::from_secs(4);
 /// What a member holds does not count any more when nothing was heard for so long; three of its
 /// reports are missing then.
 pub const MEMBER_SILENCE: Duration = Duration::from_secs(10);
+
+/// A block that nobody but its fetcher holds after so long, while others have waited for leases as long, is
+/// leased again, and its fetcher gets no more: it lies, sends slowly, or is not reached. Members without
+/// leases report every three seconds what they got.
+pub const SPREADS_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a member held and leased when its stream ended counts for so long: members that move to
 /// another steward go on with both, and all will have moved by then.
