@@ -435,6 +435,7 @@ fn a_new_steward_hears_of_runs_in_flight_and_those_it_refuses_end() {
     });
     let (next, enlist) = enlist.expect("the next in rank is asked");
     assert_ne!(next, steward);
+    assert_eq!(enlist.want.runs, 0, "others bring their leases first");
     let leased: Vec<_> = enlist
         .leased
         .iter()
