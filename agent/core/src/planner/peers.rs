@@ -122,7 +122,8 @@ impl Peers {
             if peer.have.insert(index) {
                 self.availability.add_one(index, peer.have.is_full());
                 peer.exhausted = false;
-                self.held = None;
+                // What another holds already changes nothing in what all hold together.
+                self.held = self.held.take().filter(|(_, held)| held.contains(index));
             }
         }
     }
