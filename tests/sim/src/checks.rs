@@ -7,6 +7,7 @@ use branchline_core::SegmentSet;
 use branchline_core::planner::Planner;
 use branchline_core::swarm::{
     Answer, BlockIndex, BlockRange, BlockSet, Enlist, LESSEE_SILENCE, MEMBER_SILENCE, Report,
+    SPREADS_WITHIN,
 };
 use branchline_hashing::SegmentIndex;
 
@@ -33,8 +34,14 @@ struct Ledger {
     grants: BTreeMap<GrantId, Lease>,
     last: u64,
     members: BTreeMap<MemberId, Told>,
-    /// How many members hold a block, silent ones counted.
-    holders: BTreeMap<BlockIndex, u32>,
+    /// How many members hold a block, silent ones counted; and since when anybody does.
+    holders: BTreeMap<BlockIndex, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    by: u32,
+    since: Duration,
 }
 
 /// What a member told a steward.
@@ -166,13 +173,12 @@ impl Checks {
             return;
         };
         for block in told.held.iter() {
-            if let Some(count) = ledger.holders.get_mut(&block) {
-                *count -= 1;
-            }
+            ledger.let_go(block);
         }
     }
 
-    /// No block is leased to two members at once by one steward, nor one that a member holds.
+    /// No block is leased to two members at once by one steward, nor one that a member holds and others got within the time
+    /// they have for that.
     pub(crate) fn granted(
         &mut self,
         steward: MemberId,
@@ -196,6 +202,7 @@ impl Checks {
                     holder.is_none(),
                     "seed {seed}: at {now:?} {steward:?} leases {block:?} to {member:?}, but {holder:?} holds it"
                 );
+                ledger.discount(block);
                 ledger.leases.insert(block, id);
             }
             let lease = Lease {
@@ -223,7 +230,8 @@ impl Ledger {
 
     /// A member that holds a block: one that was heard, or that has everything and so has nothing to say.
     fn holder(&self, block: BlockIndex, now: Duration) -> Option<MemberId> {
-        if self.holders.get(&block).is_none_or(|count| *count == 0) {
+        let unspread = |held: &Held| held.by == 1 && held.since + SPREADS_WITHIN <= now;
+        if self.holders.get(&block).is_none_or(unspread) {
             return None;
         }
         let counts = |told: &Told| {
@@ -232,6 +240,24 @@ impl Ledger {
         };
         let mut holders = self.members.iter().filter(|(_, told)| counts(told));
         holders.next().map(|(member, _)| *member)
+    }
+
+    /// A block is leased again: who holds it alone does not count as its holder any more.
+    fn discount(&mut self, block: BlockIndex) {
+        for told in self.members.values_mut() {
+            if told.held.remove(block) {
+                self.holders.remove(&block);
+            }
+        }
+    }
+
+    fn let_go(&mut self, block: BlockIndex) {
+        if let Some(held) = self.holders.get_mut(&block) {
+            held.by -= 1;
+            if held.by == 0 {
+                self.holders.remove(&block);
+            }
+        }
     }
 
     /// A member has come to hold blocks. Nobody has those leased any more; its own leases of them
@@ -244,7 +270,8 @@ impl Ledger {
         told.heard = now;
         for block in blocks.iter() {
             if told.held.insert(block) {
-                *self.holders.entry(block).or_default() += 1;
+                let held = self.holders.entry(block);
+                held.or_insert(Held { by: 0, since: now }).by += 1;
             }
             let grant = self.leases.remove(&block);
             let lease = grant.and_then(|grant| self.grants.get_mut(&grant));

@@ -21,7 +21,7 @@ const MEMBER_TIMEOUT: Duration = Duration::from_secs(8);
 /// Changes of the membership reach everybody at whole multiples of this: each costs each member a ranking of
 /// all, which ten thousand planners in one process cannot have for each of five hundred deaths.
 const MEMBERSHIP_EVERY: Duration = Duration::from_secs(1);
-const MEMBERSHIP_EVERY_LARGE: Duration = Duration::from_secs(10);
+const MEMBERSHIP_EVERY_LARGE: Duration = Duration::from_secs(30);
 const LARGE: u32 = 500;
 
 /// Holders announce to so many of the first in rank: when the first dies, members ask the second within a second, but

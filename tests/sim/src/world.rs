@@ -231,9 +231,6 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
-        if std::env::var_os("TRACE").is_some() {
-            self.trace(&event);
-        }
         match event {
             Event::Start(id) => self.start(id),
             Event::FetchBegins(id) => self.fetch_begins(id),
@@ -253,25 +250,6 @@ impl World {
             Event::Membership => self.membership_changes(),
             Event::StewardHangs => self.steward_hangs(),
             Event::StewardDies => self.steward_dies(),
-        }
-    }
-
-    fn trace(&self, event: &Event) {
-        let now = self.clock.now();
-        match event {
-            Event::Deliver { from, to, message } => match message {
-                Message::Answer { answer, .. } if !answer.granted.is_empty() => println!("{now:?} {from:?}->{to:?} grants {:?}", answer.granted.iter().map(|g| (g.blocks.first().0, g.blocks.count())).collect::<Vec<_>>()),
-                Message::Enlist { enlist, .. } => println!("{now:?} {from:?}->{to:?} enlists held {} leased {:?} want {:?}", enlist.held.len(), enlist.leased, enlist.want),
-                Message::Report { report, .. } => println!("{now:?} {from:?}->{to:?} reports held {} returned {:?} want {:?}", report.held.len(), report.returned, report.want),
-                Message::Leave { .. } => println!("{now:?} {from:?}->{to:?} leaves"),
-                Message::Announce => println!("{now:?} {from:?}->{to:?} announces"),
-                _ => {}
-            },
-            Event::Die(id) => println!("{now:?} {id:?} dies; steward {:?}", self.views.announced_at),
-            Event::Start(id) => println!("{now:?} {id:?} starts"),
-            Event::FetchBegins(id) => if let Some(f) = self.fetches.get(id) { if f.what != Fetched::Question { println!("{now:?} {:?} fetches {:?}", f.member, f.what) } },
-            Event::Membership => println!("{now:?} membership"),
-            _ => {}
         }
     }
 

@@ -31,8 +31,8 @@ fn all_seeds(scenario: impl Fn(u64) -> Scenario, most_wan: f64, most_time: f64) 
         let seed = run.seed;
         assert!(run.wan_ratio() <= most_wan, "seed {seed}: {run:?}");
         assert!(run.makespan_ratio() <= most_time, "seed {seed}: {run:?}");
-        assert!(run.control_ratio() <= 0.02, "seed {seed}: {run:?}");
-        assert!(run.largest_upload_ratio() <= 8.0, "seed {seed}: {run:?}");
+        assert!(run.control_ratio() <= 0.03, "seed {seed}: {run:?}");
+        assert!(run.largest_upload_ratio() <= 16.0, "seed {seed}: {run:?}");
     }
     runs
 }
@@ -148,7 +148,11 @@ fn members_that_see_half_of_the_branch_at_first_fetch_little_twice() {
         partial_views: true,
         ..Troubles::default()
     };
-    all_seeds(|seed| branch(16, Joins::Together, troubles, seed), 1.5, 1.3);
+    all_seeds(
+        |seed| branch(16, Joins::Together, troubles, seed),
+        1.25,
+        1.3,
+    );
 }
 
 #[test]
