@@ -24,5 +24,5 @@ pub use message::{
 pub use rendezvous::first_in_rank;
 pub use steward::{
     GONE_LINGERS, GrantedTotals, LEASE_LASTS, LESSEE_SILENCE, MANIFEST_LEASE, MAX_LESSEES,
-    MAX_STEWARD_BYTES, MEMBER_SILENCE, Steward, Told,
+    MAX_STEWARD_BYTES, MEMBER_SILENCE, SPREADS_WITHIN, Steward, Told,
 };
