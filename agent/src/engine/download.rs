@@ -20,6 +20,7 @@ use crate::engine::plain::{self, Plain, PlainError};
 use crate::engine::planned::{Planned, PlannedError};
 use crate::engine::progress::Meter;
 use crate::engine::serving::{OnShelf, present_in_store};
+use crate::engine::turns::Turn;
 
 /// A file that changes while it is fetched is started anew so often.
 const ATTEMPTS: u32 = 4;
@@ -92,6 +93,8 @@ enum TableMaker {
 struct Complete {
     content: Arc<LocalContent>,
     on_shelf: OnShelf,
+    /// Until the file has its name: whoever has the next turn copies from there.
+    _turn: Option<Turn>,
 }
 
 /// Why an attempt did not end with the file.
@@ -280,6 +283,13 @@ impl Download<'_> {
             partial.present(&described)
         });
         let present = present.await?;
+        let waits = self.shared.turns.is_taken(key);
+        if waits {
+            meter.report(0, "another download of the same file on this machine");
+        }
+        // After a wait the steward that was asked for the manifest has other members to think of.
+        let handover = handover.filter(|_| !waits);
+        let turn = self.shared.turns.take(key).await;
         meter.start(Some(manifest.file_length()));
         meter.count_local(bytes_of(&manifest, &present));
         let _hold = self
@@ -308,7 +318,11 @@ impl Download<'_> {
             pace: known.pace,
         };
         planned.run(handover, meter).await?;
-        Ok(Complete { content, on_shelf })
+        Ok(Complete {
+            content,
+            on_shelf,
+            _turn: Some(turn),
+        })
     }
 
     /// Copies what this machine holds of the file, whatever it belonged to.
@@ -383,7 +397,11 @@ impl Download<'_> {
         ));
         content.mark_proved();
         let on_shelf = self.shared.shelf.put(Arc::clone(&content));
-        Ok(Complete { content, on_shelf })
+        Ok(Complete {
+            content,
+            on_shelf,
+            _turn: None,
+        })
     }
 
     /// Reads the whole file once more, if trust rests on its digest.
@@ -456,7 +474,11 @@ impl Download<'_> {
 
     /// Gives the file its name, and its segments to the store.
     async fn deliver(&self, complete: Complete) -> Result<Arc<LocalContent>, GetError> {
-        let Complete { content, on_shelf } = complete;
+        let Complete {
+            content,
+            on_shelf,
+            _turn,
+        } = complete;
         let shared_as = content.is_shared().then(|| content.key.swarm_id());
         let job = Job::new(
             Arc::clone(&content),

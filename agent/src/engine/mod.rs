@@ -21,6 +21,7 @@ mod progress;
 mod serving;
 mod steward_desk;
 mod stewards;
+mod turns;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,7 @@ use crate::engine::ingest::Ingest;
 use crate::engine::progress::{Meter, Totals};
 use crate::engine::serving::Shelf;
 use crate::engine::steward_desk::StewardDesk;
+use crate::engine::turns::Turns;
 
 /// Events of one download that wait for its listener.
 const EVENT_QUEUE: usize = 64;
@@ -66,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) exchange: Option<Exchange>,
     pub(crate) members: watch::Receiver<Arc<Membership>>,
     pub(crate) shelf: Arc<Shelf>,
+    /// Downloads of one content go one after the other.
+    pub(crate) turns: Turns,
     ingest: Ingest,
     totals: Arc<Totals>,
     running: Arc<Mutex<BTreeMap<u64, TransferStatus>>>,
@@ -135,6 +139,7 @@ impl Engine {
             totals: Arc::default(),
             running: Arc::default(),
             next_id: AtomicU64::new(1),
+            turns: Turns::default(),
         });
         let announcing = Announcing::start(&shared, changes);
         let (downloads, stop) = (TaskTracker::new(), CancellationToken::new());
