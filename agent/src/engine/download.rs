@@ -20,6 +20,7 @@ use crate::engine::plain::{self, Plain, PlainError};
 use crate::engine::planned::{Planned, PlannedError};
 use crate::engine::progress::Meter;
 use crate::engine::serving::{OnShelf, present_in_store};
+use crate::engine::stewards::Stewards;
 use crate::engine::turns::Turn;
 
 /// A file that changes while it is fetched is started anew so often.
@@ -95,6 +96,8 @@ struct Complete {
     on_shelf: OnShelf,
     /// Until the file has its name: whoever has the next turn copies from there.
     _turn: Option<Turn>,
+    /// Until the content is announced: stewards count what is held here as long as these last.
+    _stewards: Option<Stewards>,
 }
 
 /// Why an attempt did not end with the file.
@@ -317,11 +320,12 @@ impl Download<'_> {
             peers,
             pace: known.pace,
         };
-        planned.run(handover, meter).await?;
+        let stewards = planned.run(handover, meter).await?;
         Ok(Complete {
             content,
             on_shelf,
             _turn: Some(turn),
+            _stewards: Some(stewards),
         })
     }
 
@@ -401,6 +405,7 @@ impl Download<'_> {
             content,
             on_shelf,
             _turn: None,
+            _stewards: None,
         })
     }
 
@@ -478,6 +483,7 @@ impl Download<'_> {
             content,
             on_shelf,
             _turn,
+            _stewards,
         } = complete;
         let shared_as = content.is_shared().then(|| content.key.swarm_id());
         let job = Job::new(
@@ -487,17 +493,16 @@ impl Download<'_> {
             &self.request.path,
         );
         let (partial, caching) = (Arc::clone(&self.partial), self.shared.ingest.queue());
-        let length = content.manifest.file_length();
+        let (length, held) = (content.manifest.file_length(), self.shared.held.clone());
         // Once begun it is done whole, even if nobody waits for it any more.
         blocking(move || {
             partial.finish(length)?;
+            // Before the thread that stores it can say that it did not.
+            shared_as.into_iter().for_each(|swarm| held.add(swarm));
             caching.add(job);
             Ok::<_, PartialError>(())
         })
         .await?;
-        if let Some(swarm) = shared_as {
-            self.shared.held.add(swarm).await;
-        }
         Ok(content)
     }
 }

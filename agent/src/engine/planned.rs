@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::engine::content::LocalContent;
 use crate::engine::links::{LinkEvent, Links};
-use crate::engine::manifest_search::Handover;
+use crate::engine::manifest_search::{Handover, retain_members};
 use crate::engine::origin_run::{self, RunEnd};
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::progress::Meter;
@@ -84,7 +84,8 @@ struct Running<'a> {
 }
 
 impl Planned<'_> {
-    /// Fetches every missing segment into the partial file.
+    /// Fetches every missing segment into the partial file. The streams to stewards stay, for them to
+    /// count what is held here until it is announced.
     ///
     /// Not cancel-safe in the sense that it can be continued; dropping it ends its sessions and
     /// requests, and what is written stays.
@@ -92,7 +93,7 @@ impl Planned<'_> {
         self,
         handover: Option<Handover>,
         meter: &mut Meter,
-    ) -> Result<(), PlannedError> {
+    ) -> Result<Stewards, PlannedError> {
         let manifest = &self.content.manifest;
         let (arrivals, mut outcomes) = writer::start(self.partial.handle()?, Arc::clone(manifest))
             .map_err(|error| self.partial.fail("start a thread for", error))?;
@@ -137,9 +138,9 @@ impl Planned<'_> {
         };
         let result = running.go(&mut outcomes, meter).await;
         // Whoever opens the partial file next must find no writer at work in it.
-        drop(running);
+        let Running { stewards, .. } = running;
         while outcomes.recv().await.is_some() {}
-        result
+        result.map(|()| stewards)
     }
 }
 
@@ -201,6 +202,10 @@ impl Running<'_> {
                     self.planner.handle_members(now(), &ids(&members));
                 }
                 () = sleep_until(until) => {
+                    // What lies here already was in time.
+                    while let Some(word) = self.stewards.try_next() {
+                        self.hear_steward(word);
+                    }
                     if self.writer_is_behind() {
                         self.planner.handle_local_delay(now());
                     }
@@ -301,7 +306,11 @@ impl Running<'_> {
 
     fn hear_steward(&mut self, word: StewardWord) {
         match word {
-            StewardWord::Answered { steward, answer } => {
+            StewardWord::Answered {
+                steward,
+                mut answer,
+            } => {
+                retain_members(&mut answer, &self.plan.shared.membership());
                 self.planner.handle_answer(now(), steward, &answer);
             }
             StewardWord::Lost { steward } => self.planner.handle_steward_lost(now(), steward),
