@@ -60,14 +60,16 @@ impl Start {
         generate(&file, bytes, "common start")?;
         agents::publish(&file)?;
         let origin = Origin::start(lab.origin(), &OriginOptions::serving(&www))?;
-        Ok(Self {
+        let start = Self {
             lab,
             work,
             members,
             bytes,
             file,
             origin,
-        })
+        };
+        (0..members).try_for_each(|index| start.clear_downloads(index))?;
+        Ok(start)
     }
 
     pub(crate) fn url(&self) -> String {
@@ -85,8 +87,19 @@ impl Start {
 
     /// Where a machine puts the file.
     pub(crate) fn target(&self, index: usize) -> PathBuf {
+        self.downloads(index).join(FILE)
+    }
+
+    fn downloads(&self, index: usize) -> PathBuf {
         let name = self.lab.member(index).name();
-        self.work.path(&format!("target-{name}"))
+        self.work.path(&format!("downloads-{name}"))
+    }
+
+    /// Removes what a machine has fetched, the partial file of a killed one too: the next download
+    /// would go on with it.
+    fn clear_downloads(&self, index: usize) -> Result<()> {
+        remove(&self.downloads(index))?;
+        Ok(std::fs::create_dir(self.downloads(index))?)
     }
 
     /// How long one machine takes that fetches the file alone.
@@ -202,7 +215,7 @@ impl<'a> Scene<'a> {
                 outcome.seconds.push(seconds);
                 outcome.from_origin += got.outcome.from_origin;
             }
-            remove(&target)?;
+            self.start.clear_downloads(index)?;
         }
         drop(self.liars);
         for index in self.slow {
