@@ -391,6 +391,26 @@ fn silent_members_cost_a_small_file_fifty_milliseconds() {
 }
 
 #[test]
+fn members_that_were_silent_while_the_manifest_was_sought_are_not_waited_for_again() {
+    let began = Instant::now();
+    let members = [peer(1), peer(2)].into();
+    let patience = Duration::from_millis(200);
+    let mut enrolment = Enrolment::new(began, me(), swarm(), &members, patience);
+    enrolment.take_enlist(began).expect("it enlists");
+    let now = began + patience;
+    enrolment.handle_timeout(now);
+    let sharing = Sharing {
+        me: me(),
+        swarm: swarm(),
+        members,
+        enrolment: Some(enrolment),
+    };
+    let mut planner = Planner::new(now, setup(100, OriginAccess::Ranges, Some(sharing)));
+    let first = transfers(&mut planner).into_iter().next();
+    assert!(matches!(first, Some(Action::FetchFromOrigin { .. })));
+}
+
+#[test]
 fn what_others_bring_keeps_a_member_from_the_origin() {
     let start = Instant::now();
     let mut planner = in_branch(start, 2000, OriginAccess::Ranges, &[peer(1)]);
