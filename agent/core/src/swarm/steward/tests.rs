@@ -527,6 +527,12 @@ fn what_one_holds_alone_is_not_leased_again_while_nobody_waits_for_a_lease() {
             steward.handle_report(now, peer(number), swarm(), blocks(4), held);
         }
         steward.handle_timeout(now);
-        assert_eq!(granted(&mut steward), []);
     }
+    let now = start + Duration::from_secs(20);
+    steward.handle_enlist(now, peer(4), starts(4, 1));
+    assert_eq!(
+        granted(&mut steward),
+        [],
+        "a newcomer gets it from who holds it"
+    );
 }
