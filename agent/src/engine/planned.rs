@@ -138,7 +138,8 @@ impl Planned<'_> {
         };
         let result = running.go(&mut outcomes, meter).await;
         // Whoever opens the partial file next must find no writer at work in it.
-        let Running { stewards, .. } = running;
+        let stewards = std::mem::replace(&mut running.stewards, Stewards::new());
+        drop(running);
         while outcomes.recv().await.is_some() {}
         result.map(|()| stewards)
     }
