@@ -8,9 +8,9 @@ use rand::RngExt;
 
 use super::neighbours::Neighbours;
 use super::origin::{Right, first_run};
-use super::{Action, OriginAccess, Planner, RunFailure};
-use crate::swarm::{BlockRange, BlockSet, Grant};
-use crate::{PeerId, SegmentRange};
+use super::{Action, OriginAccess, PEER_STALL, Planner, RunFailure};
+use crate::swarm::{BlockRange, BlockSet, Grant, MAX_LEASES};
+use crate::{PeerId, SegmentRange, SegmentSet};
 
 /// The longest run by own right in a branch, in blocks, unless half a second at the measured rate is more:
 /// others may fetch the same.
@@ -38,6 +38,10 @@ impl Planner {
         run: SegmentRange,
         failure: RunFailure,
     ) {
+        if !self.origin.is_fetching(run) {
+            // It was cancelled before: what became of it says nothing of those that are under way.
+            return;
+        }
         let freed = self.origin.end(run);
         self.reopen(freed);
         self.give_back_leases_of(run);
@@ -176,7 +180,8 @@ impl Planner {
         let mut bytes = self.origin.run_bytes();
         if company {
             // Others may be in the same position: short runs at first, at any place.
-            let most = (self.block_bytes() * MOST_OWN_BLOCKS).max(self.origin.bytes_per_sec() / 2);
+            let measured = self.origin.measured_bytes_per_sec();
+            let most = (self.block_bytes() * MOST_OWN_BLOCKS).max(measured / 2);
             let doubled = self.block_bytes() << self.own_runs.min(10);
             bytes = bytes.min(doubled.min(most));
             self.own_next = self.any_place();
@@ -229,16 +234,41 @@ impl Planner {
         self.reopen(freed);
     }
 
-    /// Runs in flight at the origin that a peer holds are taken back: the LAN is nearer.
-    pub(super) fn take_from_origin(&mut self, peer: PeerId) {
+    /// Runs in flight at the origin that a peer has come to hold are taken back: the LAN is nearer.
+    pub(super) fn take_from_origin(&mut self, now: Instant, peer: PeerId) {
+        let worth_waiting_for = self.origin.bytes_per_sec() / 2;
         // A whole file would begin at its first byte again.
-        if self.origin.access() != OriginAccess::Ranges {
+        if self.origin.access() != OriginAccess::Ranges
+            || !self.peers.may_take_over(now, peer, worth_waiting_for)
+        {
             return;
         }
         let held = self
             .origin
             .runs_held_by(|index| self.peers.holds(peer, index));
-        held.into_iter().for_each(|run| self.cancel_run(run));
+        for run in held {
+            self.peers.has_taken_over(peer);
+            self.cancel_run(run);
+        }
+    }
+
+    /// What a peer that turned out slow owes goes back, while the origin could send it.
+    pub(super) fn shed_to_origin(&mut self, now: Instant) {
+        if self.origin.access() != OriginAccess::Ranges {
+            return;
+        }
+        let longest = self.patience.wait().max(PEER_STALL);
+        let rate = self.origin.bytes_per_sec();
+        for (peer, freed) in self.peers.shed(now, rate, longest) {
+            let mut set = SegmentSet::empty(self.done.size());
+            freed.iter().for_each(|index| {
+                set.insert(*index);
+            });
+            for range in set.ranges() {
+                self.actions.push_back(Action::Cancel { peer, range });
+            }
+            self.reopen(freed);
+        }
     }
 
     /// A leased run of which nothing comes is given back.
@@ -263,8 +293,20 @@ impl Planner {
 
     pub(super) fn take_grants(&mut self, granted: &[Grant]) {
         let known = granted.iter().map(|grant| grant.blocks);
-        let of_content = known.filter(|blocks| blocks.end() <= self.blocks.count());
-        self.leases.extend(of_content);
+        let count = self.blocks.count();
+        for blocks in known.filter(|blocks| blocks.end() <= count) {
+            if self.leases.len() >= MAX_LEASES {
+                break;
+            }
+            // What is there, or leased already, need not be fetched by this word.
+            let mut new = BlockSet::empty(count);
+            for block in blocks.iter().filter(|block| !self.held.contains(*block)) {
+                if !self.leases.iter().any(|lease| lease.contains(block)) {
+                    new.insert(block);
+                }
+            }
+            self.leases.extend(new.ranges());
+        }
     }
 
     /// The first answer of a steward says all that may be fetched: what it was told of and did not

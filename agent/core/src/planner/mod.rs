@@ -135,7 +135,7 @@ impl Planner {
             done,
             neighbours: None,
             enrolment: None,
-            origin: OriginPlan::new(origin),
+            origin: OriginPlan::new(origin, pace),
             leases: Vec::new(),
             own_runs: 0,
             own_turn: None,
@@ -304,22 +304,32 @@ impl Planner {
         if let Some(neighbours) = &mut self.neighbours
             && !neighbours.joined(peer)
         {
-            return;
+            return self.refuse(peer);
         }
         let freed = self.peers.remove_for_rejoin(peer);
         self.reopen(freed);
         if self.peers.join(now, peer, have) {
-            self.take_from_origin(peer);
-        } else if let Some(neighbours) = &mut self.neighbours {
-            neighbours.dropped(peer);
+            self.take_from_origin(now, peer);
+        } else {
+            if let Some(neighbours) = &mut self.neighbours {
+                neighbours.dropped(peer);
+            }
+            self.refuse(peer);
         }
         self.plan(now);
     }
 
+    /// One that was dropped before, or speaks of another content, has come: its session is to end.
+    fn refuse(&mut self, peer: PeerId) {
+        let reason = DropReason::Stalled;
+        self.actions.push_back(Action::DropPeer { peer, reason });
+    }
+
     /// A peer holds `have` by now.
     pub fn handle_have(&mut self, now: Instant, peer: PeerId, have: SegmentSet) {
-        self.peers.update_have(peer, have);
-        self.take_from_origin(peer);
+        if self.peers.update_have(peer, have) {
+            self.take_from_origin(now, peer);
+        }
         self.plan(now);
     }
 
@@ -330,8 +340,9 @@ impl Planner {
         peer: PeerId,
         more: impl IntoIterator<Item = SegmentRange>,
     ) {
-        self.peers.extend_have(peer, more);
-        self.take_from_origin(peer);
+        if self.peers.extend_have(peer, more) {
+            self.take_from_origin(now, peer);
+        }
         self.plan(now);
     }
 
@@ -368,7 +379,7 @@ impl Planner {
             return;
         }
         if from_others {
-            let rate = self.origin.bytes_per_sec();
+            let rate = self.origin.bytes_per_sec_at_least();
             self.patience.progress(now, u64::from(length), rate);
         }
         self.cancel_elsewhere(source, index);
@@ -398,8 +409,11 @@ impl Planner {
 
     /// A peer does not hold a segment it was asked for.
     pub fn handle_absent(&mut self, now: Instant, peer: PeerId, index: SegmentIndex) {
-        if self.peers.absent(now, peer, index) {
+        if self.peers.absent(peer, index) {
             self.reopen([index]);
+        }
+        if self.peers.is_boasting(peer) {
+            self.drop_peer(now, peer, DropReason::Stalled);
         }
         self.plan(now);
     }
@@ -464,6 +478,7 @@ impl Planner {
         if !self.is_finished() {
             self.plan_neighbours(now);
             self.peers.wake(now);
+            self.shed_to_origin(now);
             while let Some((peer, range)) =
                 self.peers
                     .next_request(now, &self.open, &self.lengths, &mut self.rng)

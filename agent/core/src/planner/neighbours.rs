@@ -24,6 +24,10 @@ const REFRESH: Duration = Duration::from_millis(500);
 /// thousand need not keep all.
 const MAX_KNOWN: usize = 256;
 
+/// Peers of which more is known than their name. When they are as many, those that rest are forgotten: a steward
+/// may name without end.
+const MAX_REMEMBERED: usize = 1024;
+
 #[derive(Debug)]
 pub(super) struct Neighbours {
     peers: BTreeMap<PeerId, State>,
@@ -47,7 +51,7 @@ pub(super) struct Neighbours {
 enum State {
     Asked { first: bool },
     Joined,
-    Rests { until: Instant },
+    Rests { until: Instant, asked_at: Instant },
     Dropped,
 }
 
@@ -93,8 +97,9 @@ impl Neighbours {
         if self.known.len() < MAX_KNOWN {
             self.known.insert(peer);
         }
-        if matches!(self.peers.get(&peer), Some(State::Rests { .. })) {
-            self.peers.remove(&peer);
+        // But not at once: stewards that name it again and again make nobody dial it without end.
+        if let Some(State::Rests { until, asked_at }) = self.peers.get_mut(&peer) {
+            *until = (*until).min(*asked_at + REFRESH);
         }
         self.look = true;
     }
@@ -136,9 +141,13 @@ impl Neighbours {
         if !self.look || self.active >= MAX_NEIGHBOURS {
             return None;
         }
+        if self.peers.len() >= MAX_REMEMBERED {
+            self.peers
+                .retain(|_, state| !matches!(state, State::Rests { .. }));
+        }
         let able = |peer: &&PeerId| match self.peers.get(*peer) {
             None => true,
-            Some(State::Rests { until }) => *until <= now,
+            Some(State::Rests { until, .. }) => *until <= now,
             Some(State::Asked { .. } | State::Joined | State::Dropped) => false,
         };
         let mut able_peers: Vec<PeerId> = self.known.iter().filter(able).copied().collect();
@@ -170,9 +179,11 @@ impl Neighbours {
         let state = match failure {
             JoinFailure::Absent => State::Rests {
                 until: now + ASK_AGAIN,
+                asked_at: now,
             },
             JoinFailure::Busy { retry_after } => State::Rests {
                 until: now + retry_after.clamp(REFRESH, ASK_AGAIN * 4),
+                asked_at: now,
             },
             JoinFailure::Misbehaved => State::Dropped,
         };
@@ -194,7 +205,7 @@ impl Neighbours {
     }
 
     pub(super) fn timeout(&mut self, now: Instant) {
-        let woken = |state: &State| matches!(state, State::Rests { until } if *until <= now);
+        let woken = |state: &State| matches!(state, State::Rests { until, .. } if *until <= now);
         self.look |= self.active < MAX_NEIGHBOURS && self.peers.values().any(woken);
     }
 
@@ -203,7 +214,7 @@ impl Neighbours {
             return None;
         }
         let rests = self.peers.values().filter_map(|state| match state {
-            State::Rests { until } if *until > now => Some(*until),
+            State::Rests { until, .. } if *until > now => Some(*until),
             State::Rests { .. } | State::Asked { .. } | State::Joined | State::Dropped => None,
         });
         rests.min().map(|at| Deadline {

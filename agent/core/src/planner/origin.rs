@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
 
-use super::OriginAccess;
+use super::{OriginAccess, OriginPace};
 use crate::{SegmentRange, SegmentSet};
 
 /// Range requests in flight: two keep the link full while one ends and the next begins, and four
@@ -23,14 +23,26 @@ const RUN_SECONDS: u64 = 4;
 /// better. The origin's own retries have had several turns by then.
 const RUN_STALL: Duration = Duration::from_secs(10);
 
+/// See [`OriginPlan::bytes_per_sec_at_least`].
+const EXPECTED_AT_LEAST: u64 = 4;
+
+/// A shorter time without runs is the pause between two, and counts: else a member that gets one short run at
+/// a time would never know the origin's rate.
+const IDLE_GAP: Duration = Duration::from_millis(200);
+
 #[derive(Debug)]
 pub(super) struct OriginPlan {
     access: OriginAccess,
     /// Runs in flight, with what has not come yet.
     runs: BTreeMap<SegmentRange, SegmentRun>,
     started: Option<Instant>,
+    /// When something last came.
+    last: Option<Instant>,
     bytes: u64,
-    bytes_per_sec: u64,
+    /// As measured; 0 before.
+    measured: u64,
+    /// As expected before it is measured.
+    expected: u64,
     /// Runs that may be in flight; fewer, once the origin has refused some.
     limit: usize,
 }
@@ -54,13 +66,15 @@ pub(super) enum Right {
 }
 
 impl OriginPlan {
-    pub(super) fn new(access: OriginAccess) -> Self {
+    pub(super) fn new(access: OriginAccess, pace: OriginPace) -> Self {
         Self {
             access,
             runs: BTreeMap::new(),
             started: None,
+            last: None,
             bytes: 0,
-            bytes_per_sec: 0,
+            measured: 0,
+            expected: pace.bytes_per_sec,
             limit: RUNS_IN_FLIGHT,
         }
     }
@@ -96,6 +110,10 @@ impl OriginPlan {
         self.runs.len() < self.limit()
     }
 
+    pub(super) fn is_fetching(&self, run: SegmentRange) -> bool {
+        self.runs.contains_key(&run)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.runs.is_empty()
     }
@@ -105,14 +123,33 @@ impl OriginPlan {
         self.runs.values().filter(own).count()
     }
 
-    /// Bytes per second over all runs, once measured.
+    /// Bytes per second over all runs, as measured, or 0.
+    pub(super) fn measured_bytes_per_sec(&self) -> u64 {
+        self.measured
+    }
+
+    /// The rate by which it is told how much others are to bring: as measured, or before a quarter of what is
+    /// expected, for that may be wrong, and all would ask a slow origin at once.
+    pub(super) fn bytes_per_sec_at_least(&self) -> u64 {
+        if self.measured > 0 {
+            self.measured
+        } else {
+            self.expected / EXPECTED_AT_LEAST
+        }
+    }
+
+    /// Bytes per second over all runs: as measured, or as expected before.
     pub(super) fn bytes_per_sec(&self) -> u64 {
-        self.bytes_per_sec
+        if self.measured > 0 {
+            self.measured
+        } else {
+            self.expected
+        }
     }
 
     /// How long a run is to be by now.
     pub(super) fn run_bytes(&self) -> u64 {
-        (self.bytes_per_sec * RUN_SECONDS).clamp(*RUN_BYTES.start(), *RUN_BYTES.end())
+        (self.measured * RUN_SECONDS).clamp(*RUN_BYTES.start(), *RUN_BYTES.end())
     }
 
     pub(super) fn owes(&self, index: SegmentIndex) -> bool {
@@ -127,17 +164,21 @@ impl OriginPlan {
         length: u32,
     ) -> Option<Right> {
         let mut right = None;
-        for run in self.runs.values_mut() {
-            if run.owed.remove(&index) {
+        for (range, run) in &mut self.runs {
+            // What is there already passes, too, where the whole is sent.
+            if range.contains(index) {
                 run.progress = now;
+            }
+            if run.owed.remove(&index) {
                 right = Some(run.right);
             }
         }
         let started = *self.started.get_or_insert(now);
+        self.last = Some(now);
         self.bytes += u64::from(length);
         let millis = u64::try_from(now.saturating_duration_since(started).as_millis()).unwrap_or(0);
         if millis >= 200 {
-            self.bytes_per_sec = self.bytes.saturating_mul(1000) / millis;
+            self.measured = (self.bytes.saturating_mul(1000) / millis).max(1);
         }
         right
     }
@@ -157,6 +198,12 @@ impl OriginPlan {
         owed: BTreeSet<SegmentIndex>,
         right: Right,
     ) {
+        let idle = self.last.is_none_or(|last| last + IDLE_GAP < now);
+        if self.runs.is_empty() && idle {
+            // Idle time says nothing of the origin's rate.
+            self.started = None;
+            self.bytes = 0;
+        }
         let run_state = SegmentRun {
             owed,
             right,
@@ -169,11 +216,6 @@ impl OriginPlan {
     /// A run has ended: what it still owed.
     pub(super) fn end(&mut self, run: SegmentRange) -> Vec<SegmentIndex> {
         let owed = self.runs.remove(&run).map(|run| run.owed);
-        if self.runs.is_empty() {
-            // Idle time says nothing of the origin's rate.
-            self.started = None;
-            self.bytes = 0;
-        }
         owed.into_iter().flatten().collect()
     }
 
@@ -220,14 +262,19 @@ impl OriginPlan {
 
     /// Leased runs of which nothing has come for [`RUN_STALL`].
     pub(super) fn stalled(&self, now: Instant) -> Vec<SegmentRange> {
-        let late = |run: &SegmentRun| run.right == Right::Leased && run.progress + RUN_STALL <= now;
-        let runs = self.runs.iter().filter(|(_, run)| late(run));
-        runs.map(|(range, _)| *range).collect()
+        let runs = self.runs.iter().filter(|(_, run)| self.may_stall(run));
+        let late = runs.filter(|(_, run)| run.progress + RUN_STALL <= now);
+        late.map(|(range, _)| *range).collect()
     }
 
     pub(super) fn next_stall(&self) -> Option<Instant> {
-        let leased = self.runs.values().filter(|run| run.right == Right::Leased);
-        leased.map(|run| run.progress + RUN_STALL).min()
+        let runs = self.runs.values().filter(|run| self.may_stall(run));
+        runs.map(|run| run.progress + RUN_STALL).min()
+    }
+
+    /// A whole file passes what is there already first, of which nothing is heard; and would begin anew.
+    fn may_stall(&self, run: &SegmentRun) -> bool {
+        run.right == Right::Leased && self.access != OriginAccess::WholeFileOnly
     }
 }
 

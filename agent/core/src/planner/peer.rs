@@ -33,6 +33,17 @@ const SHORT_REST: Duration = Duration::from_secs(1);
 /// A peer that refuses more often than this in a row is not waited for.
 const REFUSALS_ALLOWED: u32 = 4;
 
+/// How long a peer that refuses rests at least: this, doubled by each refusal in a row so often.
+const REFUSAL_RESTS: Duration = Duration::from_millis(100);
+const REFUSALS_DOUBLE: u32 = 7;
+
+/// A peer that lacks so many segments it had said to hold, and delivers none between them, is dropped: the
+/// segments of four requests.
+pub(super) const ABSENTS_ALLOWED: u32 = 64;
+
+/// So many runs in flight at the origin end because a peer says that it holds them, before it delivers one.
+const TAKEN_OVER_UNPROVEN: u32 = 4;
+
 /// Delivering for so long makes a stall forgotten: every machine pauses now and then.
 const STALL_FORGIVEN: Duration = Duration::from_secs(10);
 
@@ -49,6 +60,10 @@ pub(super) struct Peer {
     pub(super) last_stall: Option<Instant>,
     /// Times it was busy since it last delivered.
     pub(super) refusals: u32,
+    /// Segments it did not hold though it had said so, and runs that it took from the origin by saying so,
+    /// since it last delivered.
+    pub(super) absents: u32,
+    pub(super) taken_over: u32,
     /// Whether anything ever came from it.
     pub(super) delivered: bool,
     /// Not to be asked before.
@@ -107,6 +122,8 @@ impl Peer {
     pub(super) fn delivered(&mut self, now: Instant) {
         self.delivered = true;
         self.refusals = 0;
+        self.absents = 0;
+        self.taken_over = 0;
         if self
             .last_stall
             .is_some_and(|last| now > last + STALL_FORGIVEN)
@@ -124,6 +141,20 @@ impl Peer {
         let floor = bytes_per_sec.max(SLOWEST_BYTES_PER_SEC);
         let fast = self.rate.bytes_per_sec.is_none_or(|rate| rate >= floor);
         soon && fast && self.refusals <= REFUSALS_ALLOWED
+    }
+
+    /// Whether runs in flight at the origin, which gives this rate or twice as much, are to end for it.
+    pub(super) fn may_take_over(&self, now: Instant, bytes_per_sec: u64) -> bool {
+        !self.rests(now)
+            && self.taken_over < TAKEN_OVER_UNPROVEN
+            && self.is_worth_waiting_for(now, bytes_per_sec)
+    }
+
+    /// It is busy: it rests for as long as it says, and longer each time.
+    pub(super) fn refused(&mut self, now: Instant, retry_after: Duration) {
+        let least = REFUSAL_RESTS * 2u32.pow(self.refusals.min(REFUSALS_DOUBLE));
+        self.rests_until = Some(now + retry_after.min(PEER_STALL * 10).max(least));
+        self.refusals = self.refusals.saturating_add(1);
     }
 
     /// When it has stalled, if it owes anything.
@@ -169,6 +200,19 @@ impl Peer {
         let length = self.owed.remove(&index);
         self.owed_bytes -= u64::from(length.unwrap_or(0));
         length.is_some()
+    }
+
+    /// Forgives the last segments it owes, until it owes no more than so many bytes, but one segment at least.
+    pub(super) fn forgive_last(&mut self, most_bytes: u64) -> Vec<SegmentIndex> {
+        let mut forgiven = Vec::new();
+        while self.owed_bytes > most_bytes
+            && self.owed.len() > 1
+            && let Some((index, length)) = self.owed.pop_last()
+        {
+            self.owed_bytes -= u64::from(length);
+            forgiven.push(index);
+        }
+        forgiven
     }
 
     pub(super) fn forgive_all(&mut self) -> Vec<SegmentIndex> {

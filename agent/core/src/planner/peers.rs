@@ -8,7 +8,7 @@ use branchline_hashing::SegmentIndex;
 use rand::rngs::Xoshiro256PlusPlus;
 
 use super::choice::{Availability, Open, REQUEST_BYTES, choose, first_range};
-use super::peer::{Peer, Rate};
+use super::peer::{ABSENTS_ALLOWED, Peer, Rate};
 use super::{PEER_STALL, STALLS_ALLOWED, Source};
 use crate::swarm::Blocks;
 use crate::{Deadline, PeerId, SegmentRange, SegmentSet};
@@ -16,6 +16,9 @@ use crate::{Deadline, PeerId, SegmentRange, SegmentSet};
 /// In the end game an idle peer takes over what another would need longer than this for, and more
 /// than twice as long as itself.
 const TAKEOVER_AFTER: Duration = Duration::from_millis(200);
+
+/// A peer that turns out slow keeps what it owes up to so many windows, if that does not take too long.
+const WINDOWS_OWED: u64 = 4;
 
 /// Why a peer was dropped from a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +33,7 @@ pub enum DropReason {
 pub(super) struct Peers {
     peers: BTreeMap<PeerId, Peer>,
     dropped: BTreeSet<PeerId>,
-    /// How often each went away without having delivered anything.
+    /// How often each went away that owed something and had delivered nothing.
     vain_visits: BTreeMap<PeerId, u32>,
     /// How many peers owe each segment.
     owed_by: Vec<u8>,
@@ -74,6 +77,8 @@ impl Peers {
             stalls: 0,
             last_stall: None,
             refusals: 0,
+            absents: 0,
+            taken_over: 0,
             delivered: false,
             rests_until: None,
             exhausted: false,
@@ -95,24 +100,34 @@ impl Peers {
         self.peers.values().any(|peer| !peer.owed.is_empty())
     }
 
-    pub(super) fn update_have(&mut self, id: PeerId, have: SegmentSet) {
+    /// Whether it holds more than it had said before.
+    pub(super) fn update_have(&mut self, id: PeerId, have: SegmentSet) -> bool {
         if have.size() as usize != self.owed_by.len() {
-            return;
+            return false;
         }
+        let mut grew = false;
         if let Some(peer) = self.peers.get_mut(&id) {
+            grew = have.first_not_in(&peer.have).is_some();
             self.availability.remove(&peer.have);
             self.availability.add(&have);
             peer.have = have;
             peer.exhausted = false;
             self.held = None;
         }
+        grew
     }
 
-    pub(super) fn extend_have(&mut self, id: PeerId, more: impl IntoIterator<Item = SegmentRange>) {
+    /// Whether it holds more than it had said before.
+    pub(super) fn extend_have(
+        &mut self,
+        id: PeerId,
+        more: impl IntoIterator<Item = SegmentRange>,
+    ) -> bool {
         let size = u32::try_from(self.owed_by.len()).unwrap_or(u32::MAX);
         let Some(peer) = self.peers.get_mut(&id) else {
-            return;
+            return false;
         };
+        let mut grew = false;
         let within = |range: &SegmentRange| range.end() <= size;
         for index in more
             .into_iter()
@@ -124,8 +139,10 @@ impl Peers {
                 peer.exhausted = false;
                 // What another holds already changes nothing in what all hold together.
                 self.held = self.held.take().filter(|(_, held)| held.contains(index));
+                grew = true;
             }
         }
+        grew
     }
 
     /// Something is open again: any peer may hold it.
@@ -188,7 +205,7 @@ impl Peers {
     }
 
     /// Whether it was owed.
-    pub(super) fn absent(&mut self, now: Instant, id: PeerId, index: SegmentIndex) -> bool {
+    pub(super) fn absent(&mut self, id: PeerId, index: SegmentIndex) -> bool {
         let Some(peer) = self.peers.get_mut(&id) else {
             return false;
         };
@@ -197,12 +214,31 @@ impl Peers {
             self.availability.remove_one(index, was_full);
             self.held = None;
         }
-        peer.progress = now;
         let owed = peer.settle(index);
         if owed {
+            peer.absents = peer.absents.saturating_add(1);
             disown(&mut self.owed_by, index);
         }
         owed
+    }
+
+    /// Whether it says, again and again, that it holds what it then does not give.
+    pub(super) fn is_boasting(&self, id: PeerId) -> bool {
+        let peer = self.peers.get(&id);
+        peer.is_some_and(|peer| peer.absents >= ABSENTS_ALLOWED)
+    }
+
+    /// Whether runs in flight at the origin are to end for this peer, if it holds them.
+    pub(super) fn may_take_over(&self, now: Instant, id: PeerId, bytes_per_sec: u64) -> bool {
+        let peer = self.peers.get(&id);
+        peer.is_some_and(|peer| peer.may_take_over(now, bytes_per_sec))
+    }
+
+    /// A run in flight at the origin has ended for this peer.
+    pub(super) fn has_taken_over(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.taken_over = peer.taken_over.saturating_add(1);
+        }
     }
 
     pub(super) fn busy(
@@ -215,9 +251,8 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&id) else {
             return Vec::new();
         };
-        peer.rests_until = Some(now + retry_after.clamp(PEER_STALL / 10, PEER_STALL * 10));
-        peer.progress = now;
-        peer.refusals += 1;
+        // What else it owes is no nearer: its progress stays as it was.
+        peer.refused(now, retry_after);
         self.held = None;
         let freed: Vec<_> = range.iter().filter(|index| peer.settle(*index)).collect();
         freed
@@ -233,7 +268,7 @@ impl Peers {
         };
         self.availability.remove(&peer.have);
         self.held = None;
-        if !peer.delivered {
+        if !peer.delivered && !peer.owed.is_empty() {
             let visits = self.vain_visits.entry(id).or_default();
             *visits += 1;
             if *visits >= STALLS_ALLOWED {
@@ -405,6 +440,37 @@ impl Peers {
         for peer in self.peers.values_mut() {
             peer.rests_until = peer.rests_until.filter(|until| now < *until);
         }
+    }
+
+    /// Takes what a slow peer owes beyond its window away from it, where the origin, which gives `bytes_per_sec`,
+    /// is more than twice as fast: what each owes no more.
+    pub(super) fn shed(
+        &mut self,
+        now: Instant,
+        bytes_per_sec: u64,
+        longest: Duration,
+    ) -> Vec<(PeerId, Vec<SegmentIndex>)> {
+        let slow = |peer: &Peer| {
+            peer.rate
+                .bytes_per_sec
+                .is_some_and(|r| r < bytes_per_sec / 2)
+        };
+        let owes_much = |peer: &Peer| {
+            peer.owed_bytes > peer.window_bytes() * WINDOWS_OWED
+                || (peer.owed_bytes > peer.window_bytes() && peer.time_to_finish(now) > longest)
+        };
+        let mut shed = Vec::new();
+        for (id, peer) in &mut self.peers {
+            if !slow(peer) || !owes_much(peer) {
+                continue;
+            }
+            let freed = peer.forgive_last(peer.window_bytes());
+            freed
+                .iter()
+                .for_each(|index| disown(&mut self.owed_by, *index));
+            shed.push((*id, freed));
+        }
+        shed
     }
 
     fn charge(&mut self, now: Instant, id: PeerId, range: SegmentRange, lengths: &[u32]) {

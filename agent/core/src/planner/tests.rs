@@ -1,6 +1,7 @@
 //! The planner against simulated peers and origins, on virtual time.
 
 mod branch;
+mod hostile;
 
 use super::*;
 use crate::swarm::{Answer, Grant, SwarmPeer};
@@ -181,7 +182,10 @@ fn a_liar_is_dropped_at_once_and_never_asked_again() {
             reason: DropReason::Lied
         }
     );
-    assert!(matches!(actions[1..], [Action::FetchFromOrigin { .. }]));
+    assert!(matches!(
+        actions[1..],
+        [Action::FetchFromOrigin { .. }, Action::DropPeer { .. }]
+    ));
 }
 
 #[test]
