@@ -183,7 +183,9 @@ async fn linked_manifest(
     };
     match found {
         None => Ok((None, url)),
-        Some(Found::Manifest { manifest, handover }) => Ok((Some((*manifest, handover)), url)),
+        Some(Found::Manifest { manifest, handover }) => {
+            Ok((Some((*manifest, handover.map(|handover| *handover))), url))
+        }
         Some(Found::Unusable(error)) => Err(GetError::BadManifest {
             manifest: url,
             why: error.to_string(),

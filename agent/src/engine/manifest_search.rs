@@ -51,7 +51,7 @@ pub(crate) enum Found {
     Manifest {
         manifest: Box<Manifest>,
         /// What finding it has begun.
-        handover: Option<Handover>,
+        handover: Option<Box<Handover>>,
     },
     Unusable(ManifestError),
 }
@@ -335,9 +335,11 @@ impl<'a> Search<'a> {
     fn found(self, manifest: Manifest) -> Found {
         // Published anew meanwhile: another content, of which the steward knows nothing.
         let same = manifest.content_key() == self.key;
-        let handover = same.then(|| Handover {
-            stewards: self.stewards,
-            enrolment: self.plan.into_enrolment(),
+        let handover = same.then(|| {
+            Box::new(Handover {
+                stewards: self.stewards,
+                enrolment: self.plan.into_enrolment(),
+            })
         });
         Found::Manifest {
             manifest: Box::new(manifest),
