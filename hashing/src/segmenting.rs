@@ -166,7 +166,7 @@ impl SegmentingParameters {
     }
 
     /// Bytes of the longest segment.
-    pub fn max(&self) -> u32 {
+    pub const fn max(&self) -> u32 {
         self.max
     }
 

@@ -1,25 +1,28 @@
 //! One download from request to report.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use branchline_core::SegmentSet;
-use branchline_hashing::{ContentKey, Digest, Manifest, SegmentIndex};
-use branchline_origin::{OriginError, Remote, Retry, Target};
+use branchline_core::{PeerId, SegmentSet};
+use branchline_hashing::{ContentKey, Digest, FixedSegments, Manifest, SegmentIndex};
+use branchline_origin::{OriginError, Ranges, Remote, Retry, Target};
 use branchline_store::Store;
 
 use crate::api::{GetReport, GetRequest, Trust, without_password};
-use crate::engine::Shared;
 use crate::engine::content::LocalContent;
 use crate::engine::error::{Difference, GetError};
+use crate::engine::hearsay::{self, PeersTable};
 use crate::engine::ingest::Job;
 use crate::engine::lookup::{self, Known};
 use crate::engine::manifest_search::Handover;
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::plain::{self, Plain, PlainError};
-use crate::engine::planned::{Planned, PlannedError};
+use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
-use crate::engine::serving::{OnShelf, present_in_store};
+use crate::engine::serving::{Local, OnShelf, present_in_store};
+use crate::engine::undescribed::{Ended, Undescribed, UndescribedError};
+use crate::engine::{Shared, blocking};
 
 /// A file that changes while it is fetched is started anew so often.
 const ATTEMPTS: u32 = 4;
@@ -76,16 +79,29 @@ struct Table {
     made_by: TableMaker,
 }
 
+/// How a file is to be fetched.
+enum Way {
+    /// By this table.
+    Table(Table),
+    /// At fixed offsets, for only the digest is known.
+    Undescribed {
+        key: ContentKey,
+        segments: FixedSegments,
+    },
+    /// As one stream from the origin.
+    Plain,
+}
+
 /// Who made a table, and so what it means if the file turns out to be another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum TableMaker {
     /// The publisher, beside the file.
     Publisher,
     /// This machine, when it had the file before: the origin may have other bytes now that it calls
     /// by the same name.
     ThisMachine,
-    /// Strangers: right only if the whole file has its digest.
-    Peers,
+    /// These strangers: right only if the whole file has its digest.
+    Peers(BTreeSet<PeerId>),
 }
 
 /// All segments are in the partial file.
@@ -110,6 +126,18 @@ impl<E: Into<GetError>> From<E> for Attempt {
             return Self::Again(origin.clone());
         }
         Self::Failed(error)
+    }
+}
+
+impl Table {
+    fn of_peers(key: ContentKey, table: PeersTable) -> Self {
+        Self {
+            key,
+            manifest: Arc::new(table.manifest),
+            trust: Trust::Digest,
+            peers: true,
+            made_by: TableMaker::Peers(table.givers),
+        }
     }
 }
 
@@ -140,29 +168,55 @@ impl Download<'_> {
     async fn attempt(&self, again: bool, meter: &mut Meter) -> Result<Complete, Attempt> {
         meter.report(0, "the origin to answer");
         let mut known = lookup::ask(self.shared, &self.target, self.request, again).await?;
-        let handover = known.handover.take();
-        let Some(table) = self.table(&known).await else {
-            return self.plain(known, meter).await;
-        };
-        let (made_by, key) = (table.made_by, table.key);
-        let refutable = made_by != TableMaker::Publisher;
-        let complete = match self.planned(&known, table, handover, meter).await {
+        let mut handover = known.handover.take();
+        let mut shut_out = BTreeSet::new();
+        let mut way = self.way(&known, &shut_out).await;
+        loop {
+            let table = match way {
+                Way::Table(table) => table,
+                Way::Plain => return self.plain(known, meter).await,
+                Way::Undescribed { key, segments } => {
+                    let undescribed = self.undescribed(&known, key, segments);
+                    match undescribed.run(&mut shut_out, meter).await {
+                        Ok(Ended::Whole { table, on_shelf }) => {
+                            return self.described(key, table, on_shelf);
+                        }
+                        Ok(Ended::TableOfPeers(table)) => Table::of_peers(key, table),
+                        Err(error) => return Err(self.explained_undescribed(error, &known).await),
+                    }
+                }
+            };
+            let (made_by, key) = (table.made_by.clone(), table.key);
+            match self.by_table(&known, table, handover.take(), meter).await? {
+                Some(complete) => return Ok(complete),
+                None => self.refute(key, made_by, &mut shut_out).await?,
+            }
+            way = self.way(&known, &shut_out).await;
+        }
+    }
+
+    /// Fetches the file by a table; `None` when that turned out to be of another file, and somebody
+    /// made it who may be wrong.
+    async fn by_table(
+        &self,
+        known: &Known,
+        table: Table,
+        handover: Option<Handover>,
+        meter: &mut Meter,
+    ) -> Result<Option<Complete>, Attempt> {
+        let refutable = table.made_by != TableMaker::Publisher;
+        let complete = match self.planned(known, table, handover, meter).await {
             Ok(complete) => complete,
             // Nobody lied but the table: with the origin's word it is a wrong one.
-            Err(PlannedError::OriginMismatch { .. }) if refutable => {
-                return self.without_table(key, known, meter).await;
-            }
-            Err(error) => return Err(self.explained(error, &known).await),
+            Err(PlannedError::OriginMismatch { .. }) if refutable => return Ok(None),
+            Err(error) => return Err(self.explained(error, known).await),
         };
         match self.first_wrong_digest(&known.digests, &complete).await? {
             None => {
                 complete.content.mark_proved();
-                Ok(complete)
+                Ok(Some(complete))
             }
-            Some(_) if refutable => {
-                drop(complete);
-                self.without_table(key, known, meter).await
-            }
+            Some(_) if refutable => Ok(None),
             Some(expected) => Err(Attempt::Failed(GetError::Stale {
                 manifest: known.manifest_url.to_string(),
                 url: self.target.url().to_string(),
@@ -171,14 +225,20 @@ impl Download<'_> {
         }
     }
 
-    /// A table was wrong: what came by it is thrown away, and the origin asked for the file.
-    async fn without_table(
+    /// A table was wrong: what came by it is thrown away, and those who gave it are not asked again.
+    async fn refute(
         &self,
         key: ContentKey,
-        known: Known,
-        meter: &mut Meter,
-    ) -> Result<Complete, Attempt> {
+        made_by: TableMaker,
+        shut_out: &mut BTreeSet<PeerId>,
+    ) -> Result<(), GetError> {
         tracing::warn!(swarm = %key.swarm_id(), "a table described another file than the digest or the origin says");
+        if let TableMaker::Peers(givers) = made_by {
+            for peer in givers {
+                tracing::warn!(%peer, "a peer gave a wrong table and is shut out");
+                shut_out.insert(peer);
+            }
+        }
         let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
         let forgotten = blocking(move || {
             if let Err(error) = store.remove_content(&key) {
@@ -186,52 +246,62 @@ impl Download<'_> {
             }
             partial.discard()
         });
-        forgotten.await.map_err(GetError::from)?;
-        self.plain(known, meter).await
+        Ok(forgotten.await?)
     }
 
-    /// What describes the file segment by segment, if anything does.
-    async fn table(&self, known: &Known) -> Option<Table> {
+    /// How to fetch the file, without the peers in `shut_out`.
+    async fn way(&self, known: &Known, shut_out: &BTreeSet<PeerId>) -> Way {
         if let Some(manifest) = &known.manifest {
-            let (key, manifest) = (manifest.content_key(), Arc::clone(manifest));
-            let trust = Trust::Manifest;
-            return Some(Table {
-                key,
-                manifest,
-                trust,
+            return Way::Table(Table {
+                key: manifest.content_key(),
+                manifest: Arc::clone(manifest),
+                trust: Trust::Manifest,
                 peers: true,
                 made_by: TableMaker::Publisher,
             });
         }
-        let length = known.remote.as_ref().ok().and_then(Remote::length);
-        if let Some(digest) = known.digests.first() {
-            let key = ContentKey::of_digest(digest);
-            let trust = Trust::Digest;
-            if let Some(manifest) = self.kept(key).await {
-                return Some(Table {
-                    key,
-                    manifest,
-                    trust,
-                    peers: true,
-                    made_by: TableMaker::ThisMachine,
-                });
-            }
-            let manifest = lookup::table_of_peers(self.shared, digest, length).await?;
-            let manifest = Arc::new(manifest);
-            return Some(Table {
+        let Some(digest) = known.digests.first() else {
+            let table = self.table_of_version(known).await;
+            return table.map_or(Way::Plain, Way::Table);
+        };
+        let key = ContentKey::of_digest(digest);
+        if let Some(manifest) = self.kept(key).await {
+            return Way::Table(Table {
                 key,
                 manifest,
-                trust,
+                trust: Trust::Digest,
                 peers: true,
-                made_by: TableMaker::Peers,
+                made_by: TableMaker::ThisMachine,
             });
         }
-        let remote = known
-            .remote
-            .as_ref()
-            .ok()
-            .filter(|remote| remote.validator.is_some())?;
-        let key = plain::key_of_version(remote, length?);
+        let length = known.remote.as_ref().ok().and_then(Remote::length);
+        let heard = hearsay::ask(self.shared, key, length, shut_out).await;
+        if let Some(table) = heard.table {
+            return Way::Table(Table::of_peers(key, table));
+        }
+        let segments = self.fixed_segments(known, heard.file_bytes);
+        segments.map_or(Way::Plain, |segments| Way::Undescribed { key, segments })
+    }
+
+    /// Where segments lie without a table, if it is of any use that all agree on it: members fetch parts
+    /// each, so the origin must give parts, and of one version.
+    fn fixed_segments(&self, known: &Known, peers_say: Option<u64>) -> Option<FixedSegments> {
+        self.shared.exchange.as_ref()?;
+        let length = match &known.remote {
+            Ok(remote) => {
+                let in_parts = remote.ranges == Ranges::Yes && remote.validator.is_some();
+                remote.length().filter(|_| in_parts)
+            }
+            Err(_) => peers_say,
+        };
+        FixedSegments::of(length?)
+    }
+
+    /// The table of a version that only the origin vouches for, if this machine had it before.
+    async fn table_of_version(&self, known: &Known) -> Option<Table> {
+        let remote = known.remote.as_ref().ok();
+        let remote = remote.filter(|remote| remote.validator.is_some())?;
+        let key = plain::key_of_version(remote, remote.length()?);
         let manifest = self.kept(key).await?;
         Some(Table {
             key,
@@ -240,6 +310,56 @@ impl Download<'_> {
             peers: false,
             made_by: TableMaker::ThisMachine,
         })
+    }
+
+    fn undescribed<'a>(
+        &'a self,
+        known: &'a Known,
+        key: ContentKey,
+        segments: FixedSegments,
+    ) -> Undescribed<'a> {
+        Undescribed {
+            shared: self.shared,
+            partial: &self.partial,
+            target: &self.target,
+            remote: known.remote.as_ref().ok(),
+            key,
+            digests: &known.digests,
+            segments,
+            pace: known.pace,
+        }
+    }
+
+    /// The whole file is there and has its digest: from now on this machine has a table to give. What
+    /// it was served from as provisional goes when the table is on the shelf.
+    fn described(
+        &self,
+        key: ContentKey,
+        table: Manifest,
+        provisional: OnShelf,
+    ) -> Result<Complete, Attempt> {
+        let complete = self.complete(key, table, Trust::Digest);
+        drop(provisional);
+        complete
+    }
+
+    /// The whole file is there and right.
+    fn complete(
+        &self,
+        key: ContentKey,
+        table: Manifest,
+        trust: Trust,
+    ) -> Result<Complete, Attempt> {
+        let done = SegmentSet::full(table.segment_count());
+        let file = self.partial.reader().map_err(GetError::from)?;
+        let content = LocalContent::new(key, Arc::new(table), trust, done, file);
+        content.mark_proved();
+        let content = Arc::new(content);
+        let on_shelf = self
+            .shared
+            .shelf
+            .put(Local::Described(Arc::clone(&content)));
+        Ok(Complete { content, on_shelf })
     }
 
     /// The table that an earlier download of the same content left here.
@@ -293,18 +413,22 @@ impl Download<'_> {
         let present = self.copy(here, &manifest, present, meter).await?;
         let file = self.partial.reader()?;
         let content = LocalContent::new(key, manifest, trust, present, file);
-        if made_by != TableMaker::Peers {
+        if !matches!(made_by, TableMaker::Peers(_)) {
             content.mark_proved();
         }
         let content = Arc::new(content);
-        let on_shelf = self.shared.shelf.put(Arc::clone(&content));
+        let on_shelf = self
+            .shared
+            .shelf
+            .put(Local::Described(Arc::clone(&content)));
         let planned = Planned {
             shared: self.shared,
-            content: &content,
+            filling: Filling::Described(&content),
             partial: &self.partial,
             target: &self.target,
             remote: known.remote.as_ref().ok(),
             peers,
+            shut_out: &BTreeSet::new(),
             pace: known.pace,
         };
         planned.run(handover, meter).await?;
@@ -372,18 +496,7 @@ impl Download<'_> {
                 Trust::Origin,
             ),
         };
-        let done = SegmentSet::full(manifest.segment_count());
-        let file = self.partial.reader().map_err(GetError::from)?;
-        let content = Arc::new(LocalContent::new(
-            key,
-            Arc::new(manifest),
-            trust,
-            done,
-            file,
-        ));
-        content.mark_proved();
-        let on_shelf = self.shared.shelf.put(Arc::clone(&content));
-        Ok(Complete { content, on_shelf })
+        self.complete(key, manifest, trust)
     }
 
     /// Reads the whole file once more, if trust rests on its digest.
@@ -398,6 +511,18 @@ impl Download<'_> {
         let (partial, digests) = (Arc::clone(&self.partial), digests.to_vec());
         let length = complete.content.manifest.file_length();
         Ok(blocking(move || partial.first_wrong_digest(&digests, length)).await?)
+    }
+
+    async fn explained_undescribed(&self, error: UndescribedError, known: &Known) -> Attempt {
+        match error {
+            UndescribedError::Planned(error) => self.explained(error, known).await,
+            UndescribedError::Local(error) => GetError::Local(error).into(),
+            UndescribedError::WrongDigest { expected } => GetError::WrongDigest {
+                url: self.target.url().clone(),
+                expected,
+            }
+            .into(),
+        }
     }
 
     /// A mismatch at the origin is a changed file, or else a manifest that does not belong to it.
@@ -493,7 +618,7 @@ impl Here {
     fn holds(&self, manifest: &Manifest) -> SegmentSet {
         let mut held = present_in_store(&self.store, manifest);
         if let Some(local) = self.local_with(manifest) {
-            held.unite(&local.done());
+            held.unite(&local.done.segments());
         }
         held
     }
@@ -527,17 +652,5 @@ impl Here {
     fn local_with(&self, manifest: &Manifest) -> Option<&LocalContent> {
         let local = self.local.as_deref()?;
         (local.manifest.head() == manifest.head()).then_some(local)
-    }
-}
-
-/// Runs what blocks off the async thread. A panic there is a panic here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is going down: whoever waits is dropped at the next await.
-            Err(_) => std::future::pending().await,
-        },
     }
 }

@@ -107,6 +107,14 @@ impl Meter {
         self.totals.from_store.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Bytes were thrown away or came from elsewhere than it was counted: where those come from that are
+    /// in place now. The totals count what moved, and stay.
+    pub(crate) fn recount(&mut self, from_origin: u64, from_peers: u64, from_store: u64) {
+        self.progress.from_origin = from_origin;
+        self.progress.from_peers = from_peers;
+        self.progress.from_store = from_store;
+    }
+
     /// Tells how far it is, and what it waits for if nothing has come since it last did.
     pub(crate) fn report(&mut self, peers: u32, waiting_for: &str) {
         let done = self.progress.bytes_done();

@@ -438,7 +438,7 @@ pub fn join_message(swarm: &SwarmId, proof: &[u8; 32]) -> Vec<u8> {
 
 /// `Joined` by a peer that has all of `segments`.
 pub fn joined_message(proof: &[u8; 32], segments: u32) -> Vec<u8> {
-    let mut bytes = [&[0x81][..], proof].concat();
+    let mut bytes = [&[0x81][..], proof, &[0]].concat();
     bytes.extend(segments.to_le_bytes());
     bytes.push(0);
     [1, 0, segments]

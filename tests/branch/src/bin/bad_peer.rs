@@ -2,7 +2,9 @@
 //!
 //! `branchline-bad-peer IDENTITY MODE MANIFEST`: serves the content of this manifest file, and says
 //! it holds all of it. `branchline-bad-peer IDENTITY table SHA256 FILE`: serves FILE as if it had this
-//! SHA-256. `branchline-bad-peer IDENTITY ask MANIFEST`: asks the first agent it sees for this content
+//! SHA-256, and has a table of it. `branchline-bad-peer IDENTITY provisional SHA256 FILE`: says it has
+//! each fourth segment of a file of this SHA-256 from the origin, which it has not seen whole, and gives those of
+//! FILE. `branchline-bad-peer IDENTITY ask MANIFEST`: asks the first agent it sees for this content
 //! with the right key and with keys that a stranger could have, and prints what it was told.
 //! Prints `ready` once others can find it, and runs until it is killed.
 
@@ -12,12 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use branchline_core::SegmentSet;
+use branchline_core::repair::Claim;
+use branchline_core::wire::Standing;
+use branchline_core::{SegmentRange, SegmentSet};
 use branchline_discovery::{Discovery, DiscoveryConfig, Identity, Member};
 use branchline_exchange::{ContentSource, Exchange, ExchangeOptions, ServedContent};
 use branchline_hashing::{
-    ContentKey, Digest, Manifest, ManifestBuilder, SegmentHash, SegmentIndex, SegmentingParameters,
-    Sha256Digest, SwarmId, VerifiedSegment,
+    ContentKey, Digest, Manifest, ManifestBuilder, ProvisionalSegment, SegmentHash, SegmentIndex,
+    SegmentingParameters, Sha256Digest, SwarmId, VerifiedSegment,
 };
 use bytes::Bytes;
 
@@ -30,7 +34,12 @@ fn main() -> Result<()> {
     match args.as_slice() {
         [identity, "ask", manifest] => runtime.block_on(ask(identity, manifest)),
         [identity, "table", sha256, file] => {
-            runtime.block_on(serve(identity, Content::impostor(sha256, file)?, 64))
+            let content = Content::impostor(Misdeed::Impostor, sha256, file)?;
+            runtime.block_on(serve(identity, content, 64))
+        }
+        [identity, "provisional", sha256, file] => {
+            let content = Content::impostor(Misdeed::Provisional, sha256, file)?;
+            runtime.block_on(serve(identity, content, 64))
         }
         [identity, mode, manifest] => {
             let uploads = if *mode == "busy" { 0 } else { 64 };
@@ -61,7 +70,12 @@ enum Misdeed {
     Slow,
     /// Serves another file faithfully.
     Impostor,
+    /// Serves parts of another file, as one that does not know yet whether they are right.
+    Provisional,
 }
+
+/// One that lies about some segments only takes one in so many.
+const PROVISIONAL_EACH: u32 = 4;
 
 #[derive(Debug)]
 struct Content {
@@ -94,7 +108,7 @@ impl Content {
         })
     }
 
-    fn impostor(sha256: &str, file: &str) -> Result<Self> {
+    fn impostor(misdeed: Misdeed, sha256: &str, file: &str) -> Result<Self> {
         let file = fs::read(file)?;
         let parameters = SegmentingParameters::FIXED;
         let mut table = ManifestBuilder::new(parameters);
@@ -105,7 +119,7 @@ impl Content {
         Ok(Self {
             key: ContentKey::of_digest(&Digest::Sha256(digest)),
             manifest: table.finish(Sha256Digest::from_bytes([0; 32]))?,
-            misdeed: Misdeed::Impostor,
+            misdeed,
             file,
         })
     }
@@ -134,12 +148,52 @@ impl ContentSource for Source {
 }
 
 impl ServedContent for Content {
+    fn standing(&self) -> Standing {
+        match self.misdeed {
+            Misdeed::Provisional => Standing::Provisional {
+                file_bytes: self.manifest.file_length(),
+            },
+            Misdeed::Wrong
+            | Misdeed::Short
+            | Misdeed::Absent
+            | Misdeed::Hang
+            | Misdeed::Mute
+            | Misdeed::Busy
+            | Misdeed::Rubbish
+            | Misdeed::Slow
+            | Misdeed::Impostor => Standing::Proved,
+        }
+    }
+
     fn have(&self) -> SegmentSet {
-        SegmentSet::full(self.manifest.segment_count())
+        let mut have = SegmentSet::full(self.manifest.segment_count());
+        if matches!(self.misdeed, Misdeed::Provisional) {
+            let all = have.clone();
+            let others = all.iter().filter(|index| !is_offered(*index));
+            others.for_each(|index| {
+                have.remove(index);
+            });
+        }
+        have
+    }
+
+    fn read_provisional(&self, index: SegmentIndex) -> Option<ProvisionalSegment> {
+        let verified = self.of_file(self.manifest.segment(index)?.range())?;
+        Some(ProvisionalSegment::of(verified.into_bytes()))
+    }
+
+    fn claims(&self, range: SegmentRange) -> Vec<Option<Claim>> {
+        let claim = |index| {
+            let hash = self.manifest.segment(index)?.hash;
+            let first_hand = true;
+            is_offered(index).then_some(Claim { hash, first_hand })
+        };
+        range.iter().map(claim).collect()
     }
 
     fn manifest(&self) -> Option<Bytes> {
         match self.misdeed {
+            Misdeed::Provisional => None,
             Misdeed::Rubbish => Some(vec![0x5a; self.manifest.encode().len()].into()),
             Misdeed::Wrong
             | Misdeed::Short
@@ -162,7 +216,7 @@ impl ServedContent for Content {
         match self.misdeed {
             Misdeed::Wrong => Some(rubbish(segment.length)),
             Misdeed::Short => Some(rubbish(segment.length / 2)),
-            Misdeed::Absent | Misdeed::Rubbish | Misdeed::Busy => None,
+            Misdeed::Absent | Misdeed::Rubbish | Misdeed::Busy | Misdeed::Provisional => None,
             Misdeed::Hang | Misdeed::Mute => hang(),
             Misdeed::Slow => {
                 std::thread::sleep(Duration::from_millis(500));
@@ -171,6 +225,10 @@ impl ServedContent for Content {
             Misdeed::Impostor => self.of_file(segment.range()),
         }
     }
+}
+
+fn is_offered(index: SegmentIndex) -> bool {
+    index.0.is_multiple_of(PROVISIONAL_EACH)
 }
 
 impl Content {
