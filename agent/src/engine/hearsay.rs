@@ -105,13 +105,13 @@ fn table_limit(length: Option<u64>) -> usize {
 }
 
 /// Joins members.
-fn sessions<'a>(
+fn sessions(
     shared: &Shared,
-    exchange: &'a Exchange,
+    exchange: &Exchange,
     key: ContentKey,
     but: &BTreeSet<PeerId>,
     most: usize,
-) -> Vec<(PeerId, impl Future<Output = Option<PeerSession>> + use<'a>)> {
+) -> Vec<(PeerId, impl Future<Output = Option<PeerSession>> + use<>)> {
     let members = shared.membership();
     let asked = members.members().values();
     let asked = asked.filter(|member| !but.contains(&member.peer_id));

@@ -2,9 +2,9 @@
 //!
 //! `branchline-bad-peer IDENTITY MODE MANIFEST`: serves the content of this manifest file, and says
 //! it holds all of it. `branchline-bad-peer IDENTITY table SHA256 FILE`: serves FILE as if it had this
-//! SHA-256, and has a table of it. `branchline-bad-peer IDENTITY provisional SHA256 FILE`: says it has
+//! SHA-256, and has a table of it. `branchline-bad-peer IDENTITY fourth SHA256 FILE`: says it has
 //! each fourth segment of a file of this SHA-256 from the origin, which it has not seen whole, and gives those of
-//! FILE. `branchline-bad-peer IDENTITY ask MANIFEST`: asks the first agent it sees for this content
+//! FILE; `others` in place of `fourth`: the other three quarters. `branchline-bad-peer IDENTITY ask MANIFEST`: asks the first agent it sees for this content
 //! with the right key and with keys that a stranger could have, and prints what it was told.
 //! Prints `ready` once others can find it, and runs until it is killed.
 
@@ -37,8 +37,9 @@ fn main() -> Result<()> {
             let content = Content::impostor(Misdeed::Impostor, sha256, file)?;
             runtime.block_on(serve(identity, content, 64))
         }
-        [identity, "provisional", sha256, file] => {
-            let content = Content::impostor(Misdeed::Provisional, sha256, file)?;
+        [identity, part @ ("fourth" | "others"), sha256, file] => {
+            let fourth = *part == "fourth";
+            let content = Content::impostor(Misdeed::Provisional { fourth }, sha256, file)?;
             runtime.block_on(serve(identity, content, 64))
         }
         [identity, mode, manifest] => {
@@ -70,12 +71,10 @@ enum Misdeed {
     Slow,
     /// Serves another file faithfully.
     Impostor,
-    /// Serves parts of another file, as one that does not know yet whether they are right.
-    Provisional,
+    /// Serves each fourth segment of another file, or the others, as one that does not know yet whether
+    /// they are right.
+    Provisional { fourth: bool },
 }
-
-/// One that lies about some segments only takes one in so many.
-const PROVISIONAL_EACH: u32 = 4;
 
 #[derive(Debug)]
 struct Content {
@@ -150,7 +149,7 @@ impl ContentSource for Source {
 impl ServedContent for Content {
     fn standing(&self) -> Standing {
         match self.misdeed {
-            Misdeed::Provisional => Standing::Provisional {
+            Misdeed::Provisional { .. } => Standing::Provisional {
                 file_bytes: self.manifest.file_length(),
             },
             Misdeed::Wrong
@@ -167,13 +166,11 @@ impl ServedContent for Content {
 
     fn have(&self) -> SegmentSet {
         let mut have = SegmentSet::full(self.manifest.segment_count());
-        if matches!(self.misdeed, Misdeed::Provisional) {
-            let all = have.clone();
-            let others = all.iter().filter(|index| !is_offered(*index));
-            others.for_each(|index| {
-                have.remove(index);
-            });
-        }
+        let all = have.clone();
+        let others = all.iter().filter(|index| !self.offers(*index));
+        others.for_each(|index| {
+            have.remove(index);
+        });
         have
     }
 
@@ -186,14 +183,14 @@ impl ServedContent for Content {
         let claim = |index| {
             let hash = self.manifest.segment(index)?.hash;
             let first_hand = true;
-            is_offered(index).then_some(Claim { hash, first_hand })
+            self.offers(index).then_some(Claim { hash, first_hand })
         };
         range.iter().map(claim).collect()
     }
 
     fn manifest(&self) -> Option<Bytes> {
         match self.misdeed {
-            Misdeed::Provisional => None,
+            Misdeed::Provisional { .. } => None,
             Misdeed::Rubbish => Some(vec![0x5a; self.manifest.encode().len()].into()),
             Misdeed::Wrong
             | Misdeed::Short
@@ -216,7 +213,9 @@ impl ServedContent for Content {
         match self.misdeed {
             Misdeed::Wrong => Some(rubbish(segment.length)),
             Misdeed::Short => Some(rubbish(segment.length / 2)),
-            Misdeed::Absent | Misdeed::Rubbish | Misdeed::Busy | Misdeed::Provisional => None,
+            Misdeed::Absent | Misdeed::Rubbish | Misdeed::Busy | Misdeed::Provisional { .. } => {
+                None
+            }
             Misdeed::Hang | Misdeed::Mute => hang(),
             Misdeed::Slow => {
                 std::thread::sleep(Duration::from_millis(500));
@@ -227,11 +226,22 @@ impl ServedContent for Content {
     }
 }
 
-fn is_offered(index: SegmentIndex) -> bool {
-    index.0.is_multiple_of(PROVISIONAL_EACH)
-}
-
 impl Content {
+    fn offers(&self, index: SegmentIndex) -> bool {
+        match self.misdeed {
+            Misdeed::Provisional { fourth } => index.0.is_multiple_of(4) == fourth,
+            Misdeed::Wrong
+            | Misdeed::Short
+            | Misdeed::Absent
+            | Misdeed::Hang
+            | Misdeed::Mute
+            | Misdeed::Busy
+            | Misdeed::Rubbish
+            | Misdeed::Slow
+            | Misdeed::Impostor => true,
+        }
+    }
+
     fn of_file(&self, range: std::ops::Range<u64>) -> Option<VerifiedSegment> {
         let (from, to) = (usize::try_from(range.start), usize::try_from(range.end));
         let bytes = self.file.get(from.ok()?..to.ok()?)?;

@@ -93,7 +93,7 @@ fn a_peer_that_gives_wrong_bytes_before_anybody_can_know_is_found_out_and_named(
     branch.place("other.bin", &other)?;
     let sha256 = sha256_hex(&file);
     let other = branch.www("other.bin");
-    let args = ["provisional", &sha256, &other.to_string_lossy()];
+    let args = ["fourth", &sha256, &other.to_string_lossy()];
     let _liar = branch.bad_peer(0, BAD_PEER, &args)?;
     for index in 1..4 {
         branch.machine_mut(index).start_agent()?;
@@ -118,6 +118,31 @@ fn a_peer_that_gives_wrong_bytes_before_anybody_can_know_is_found_out_and_named(
         named += usize::from(stderr.contains("sent wrong bytes"));
     }
     ensure!(named > 0, "nobody was named");
+    Ok(())
+}
+
+#[test]
+fn with_the_wan_down_peers_that_hold_a_part_each_deliver_the_whole() -> Result<()> {
+    let mut branch = Branch::start(Setup::fast(3))?;
+    let file = random_bytes(29, FILE_BYTES);
+    let url = branch.place("plain.bin", &file)?;
+    let (sha256, path) = (sha256_hex(&file), branch.www("plain.bin"));
+    let path = path.to_string_lossy();
+    let _one = branch.bad_peer(0, BAD_PEER, &["fourth", &sha256, &path])?;
+    let _other = branch.bad_peer(1, BAD_PEER, &["others", &sha256, &path])?;
+    let machine = branch.machine_mut(2);
+    machine.configure("origin.connect_timeout = \"500ms\"")?;
+    machine.start_agent()?;
+    machine.wait_for_peers(2)?;
+    branch.wan().cut();
+    let got = branch.machine(2).get(&url, &["--sha256", &sha256])?;
+    branch.machine(2).ensure_file(&got.target, &file)?;
+    let report = got.done()?;
+    println!("from two parts: {report:?}");
+    assert_eq!(
+        (report.from_peers, report.trust.as_str()),
+        (report.bytes, "digest")
+    );
     Ok(())
 }
 
