@@ -34,6 +34,7 @@ bench:
 	scripts/setup bench
 	$(CARGO) build --release --locked --workspace --bins --examples
 	BRANCHLINE_BIN=$(BIN)/branchline $(BIN)/branchline-bench
+	$(BIN)/branchline-sim --svg docs/swarm-growth.svg
 
 lint:
 	scripts/setup build

@@ -4,6 +4,7 @@
 //!     discovery-probe KEY_FILE EXCHANGE_PORT [CONFIGURATION_AS_JSON]
 
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use branchline_discovery::{Discovery, DiscoveryConfig, Identity};
 use serde_json::json;
@@ -34,9 +35,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut input_ended = input_ended();
     loop {
         let now = members.borrow_and_update().clone();
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+        let unix_ms = u64::try_from(unix_ms)?;
         println!(
             "{}",
-            json!({ "members": *now, "status": *discovery.status() })
+            json!({ "members": *now, "status": *discovery.status(), "unix_ms": unix_ms })
         );
         tokio::select! {
             changed = members.changed() => changed?,

@@ -19,6 +19,7 @@ use crate::interfaces::{self, InterfaceChoice};
 use crate::mdns::Mdns;
 use crate::membership::Membership;
 use crate::swarm::{self, Behaviour};
+use crate::tls;
 
 /// Saying goodbye takes one packet a peer; after this the connections are left to time out.
 const SHUT_DOWN_DEADLINE: Duration = Duration::from_secs(2);
@@ -35,6 +36,8 @@ pub struct Discovery {
     status: watch::Receiver<Arc<DiscoveryStatus>>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
+    /// Nobody waits for it: a handshake before its end waits for the same.
+    _randomness: JoinHandle<()>,
 }
 
 /// What discovery does, for `status` and `doctor`.
@@ -99,6 +102,7 @@ impl Discovery {
         if std::env::var_os("SSLKEYLOGFILE").is_some() {
             tracing::warn!("SSLKEYLOGFILE is set: libp2p writes the keys of its sessions there");
         }
+        let randomness = tokio::task::spawn_blocking(tls::gather_randomness);
         let choice = InterfaceChoice::new(config.interfaces);
         let mut swarm = swarm::new(identity);
         let port = listen(&mut swarm, config.listen_port)?;
@@ -120,6 +124,7 @@ impl Discovery {
             status,
             stop: Some(stop),
             task,
+            _randomness: randomness,
         })
     }
 

@@ -1,6 +1,6 @@
 //! The one task that owns discovery's state: it waits for an event, applies it, repeats.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use libp2p::swarm::{ConnectionId, DialError, Swarm, SwarmEvent};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::candidates::Candidates;
+use crate::candidates::{Announced, Candidates};
 use crate::config::StaticPeer;
 use crate::discovery::DiscoveryStatus;
 use crate::hello::Hello;
@@ -25,9 +25,12 @@ use crate::peers::{AfterFailure, Peers};
 use crate::statics::{StaticIndex, Statics};
 use crate::swarm::{self, Behaviour, BehaviourEvent};
 
-/// Dials and name look-ups under way; others wait their turn. A branch of hundreds started together
+/// Dials of announced peers under way; others wait their turn. A branch of hundreds started together
 /// is dialled in a few rounds of some milliseconds.
-const MAX_DIALS: usize = 32;
+const MAX_CANDIDATE_DIALS: usize = 32;
+/// Dials and name look-ups of static peers under way. Apart from those above, so that machines that
+/// are switched off, or invented ones, do not delay the others.
+const MAX_STATIC_DIALS: usize = 16;
 /// How long a peer that does not speak Branchline's protocol is refused and not dialled. Programs
 /// change less often than that; an agent installed meanwhile has a key of its own.
 const STRANGER_FOR: Duration = Duration::from_secs(300);
@@ -38,6 +41,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Changed times alone (last seen, round trip) are published this often: publishing copies the
 /// membership.
 const PUBLISH_TIMES: Duration = Duration::from_secs(5);
+/// Memberships are at least this far apart: publishing copies the membership, and a thousand members
+/// that come within a second would cost a thousand copies of up to a thousand each.
+const PUBLISH_GAP: Duration = Duration::from_millis(10);
 /// For the goodbyes to be sent; within `Discovery::shut_down`'s deadline.
 const GOODBYE: Duration = Duration::from_millis(1000);
 
@@ -54,11 +60,12 @@ pub(crate) struct Driver {
     candidates: Candidates,
     statics: Statics,
     peers: Peers,
-    dials: HashMap<ConnectionId, Target>,
+    dials: BTreeMap<ConnectionId, Target>,
     lookups: JoinSet<Looked>,
     strangers: HashMap<libp2p::PeerId, Instant>,
     members: watch::Sender<Arc<Membership>>,
     status: watch::Sender<Arc<DiscoveryStatus>>,
+    is_news: bool,
     times_changed: bool,
     published: Instant,
 }
@@ -92,14 +99,15 @@ impl Driver {
             choice,
             own,
             hello: Hello::new(exchange_port),
-            candidates: Candidates::new(own),
+            candidates: Candidates::new(own, now),
             statics: Statics::new(static_peers, now),
             peers: Peers::new(own),
-            dials: HashMap::new(),
+            dials: BTreeMap::new(),
             lookups: JoinSet::new(),
             strangers: HashMap::new(),
             members,
             status,
+            is_news: false,
             times_changed: false,
             published: now,
         };
@@ -112,14 +120,15 @@ impl Driver {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             self.dial_what_is_due();
-            let next_dial = self.next_dial();
+            self.publish_news();
+            let next = self.deadline();
             tokio::select! {
                 event = self.swarm.select_next_some() => self.handle_event(event),
                 heard = hear(&mut self.mdns) => self.handle_heard(heard),
                 Some(Ok(looked)) = self.lookups.join_next(), if !self.lookups.is_empty() => {
                     self.handle_looked_up(looked);
                 }
-                () = sleep_until(next_dial) => {}
+                () = sleep_until(next) => {}
                 _ = housekeeping.tick() => self.keep_house(),
                 _ = &mut stop => break,
             }
@@ -130,6 +139,10 @@ impl Driver {
     fn handle_event(&mut self, event: Event) {
         if let SwarmEvent::Behaviour(BehaviourEvent::Hello(event)) = event {
             self.handle_hello(event);
+        } else if let SwarmEvent::IncomingConnection { send_back_addr, .. } = event {
+            if let Some(remote) = swarm::socket_address(&send_back_addr) {
+                self.candidates.handle_incoming(Instant::now(), remote);
+            }
         } else if let SwarmEvent::ConnectionEstablished {
             peer_id,
             connection_id,
@@ -188,12 +201,12 @@ impl Driver {
         if let Some(Target::Static(index)) = target {
             self.statics.handle_connected(index, peer);
         }
-        self.candidates.handle_connected(peer);
+        self.candidates.handle_connected(now, peer, remote);
         let by_mdns = !self.candidates.addresses(&peer).is_empty();
         for replaced in self.peers.handle_connected(now, peer, id, remote, by_mdns) {
             self.swarm.close_connection(replaced);
         }
-        self.greet_who_is_due(now);
+        self.greet(now, peer);
     }
 
     fn handle_closed(&mut self, libp2p_peer: &libp2p::PeerId, id: ConnectionId) {
@@ -204,7 +217,7 @@ impl Driver {
         if self.peers.handle_closed(&peer, id) {
             self.candidates.handle_lost(now, peer, rand::random());
             self.statics.handle_lost(now, peer, rand::random());
-            self.publish();
+            self.is_news = true;
         }
     }
 
@@ -222,18 +235,13 @@ impl Driver {
 
     fn retry(&mut self, now: Instant, target: Option<Target>) {
         match target {
-            Some(Target::Candidate(peer)) => self.after_candidate_dial(now, peer),
+            Some(Target::Candidate(peer)) => {
+                let ports = self.peers.ports(&peer);
+                self.candidates
+                    .handle_failed(now, peer, &ports, rand::random());
+            }
             Some(Target::Static(index)) => self.statics.handle_failed(now, index, rand::random()),
             None => {}
-        }
-    }
-
-    /// A dial of a peer that connected by another way meanwhile is no failure.
-    fn after_candidate_dial(&mut self, now: Instant, peer: PeerId) {
-        if self.peers.is_connected(&peer) {
-            self.candidates.handle_connected(peer);
-        } else {
-            self.candidates.handle_lost(now, peer, rand::random());
         }
     }
 
@@ -245,58 +253,62 @@ impl Driver {
                 connection_id,
                 message,
             } => {
-                let Some(agent) = swarm::agent(&peer) else {
-                    return;
-                };
-                if !self.peers.has_connection(&agent, connection_id) {
-                    return;
-                }
-                let (hello, request) = match message {
-                    Message::Request {
-                        request, channel, ..
-                    } => {
-                        let answer = self.hello.clone();
-                        // Fails when the connection is gone, which is told separately.
-                        let _ = self
-                            .swarm
-                            .behaviour_mut()
-                            .hello
-                            .send_response(channel, answer);
-                        (request, None)
-                    }
-                    Message::Response {
-                        request_id,
-                        response,
-                    } => (response, Some(request_id)),
-                };
-                match hello.check() {
-                    Ok(greeting) => {
-                        self.candidates.handle_greeted(agent);
-                        self.statics.handle_greeted(agent);
-                        let clock = SystemTime::now();
-                        if self
-                            .peers
-                            .handle_greeting(now, clock, &agent, greeting, request)
-                        {
-                            self.publish();
-                        }
-                        self.times_changed = true;
-                    }
-                    Err(error) => {
-                        tracing::info!(peer = %agent, %error, "peer is no member");
-                        self.shun(now, peer);
-                    }
+                if let Some(agent) = swarm::agent(&peer)
+                    && self.peers.has_connection(&agent, connection_id)
+                {
+                    self.handle_message(now, peer, agent, message);
                 }
             }
             HelloEvent::OutboundFailure {
                 peer,
+                connection_id,
                 request_id,
                 error,
-                ..
-            } => {
-                self.handle_hello_failed(now, peer, request_id, &error);
-            }
+            } => self.handle_hello_failed(now, peer, connection_id, request_id, &error),
             HelloEvent::InboundFailure { .. } | HelloEvent::ResponseSent { .. } => {}
+        }
+    }
+
+    fn handle_message(
+        &mut self,
+        now: Instant,
+        peer: libp2p::PeerId,
+        agent: PeerId,
+        message: Message<Hello, Hello>,
+    ) {
+        let (hello, request) = match message {
+            Message::Request {
+                request, channel, ..
+            } => {
+                if !self.peers.handle_request(now, &agent) {
+                    tracing::info!(peer = %agent, "peer greets without end");
+                    return self.shun(now, peer);
+                }
+                let answer = self.hello.clone();
+                let hello = &mut self.swarm.behaviour_mut().hello;
+                // Fails when the connection is gone, which is told separately.
+                let _ = hello.send_response(channel, answer);
+                (request, None)
+            }
+            Message::Response {
+                request_id,
+                response,
+            } => (response, Some(request_id)),
+        };
+        match hello.check() {
+            Ok(greeting) => {
+                self.candidates.handle_greeted(now, agent);
+                self.statics.handle_greeted(agent);
+                let clock = SystemTime::now();
+                self.is_news |= self
+                    .peers
+                    .handle_greeting(now, clock, &agent, greeting, request);
+                self.times_changed = true;
+            }
+            Err(error) => {
+                tracing::info!(peer = %agent, %error, "peer is no member");
+                self.shun(now, peer);
+            }
         }
     }
 
@@ -304,6 +316,7 @@ impl Driver {
         &mut self,
         now: Instant,
         peer: libp2p::PeerId,
+        id: ConnectionId,
         request: request_response::OutboundRequestId,
         error: &OutboundFailure,
     ) {
@@ -315,8 +328,11 @@ impl Driver {
             return;
         };
         let closed = matches!(error, OutboundFailure::ConnectionClosed);
-        match self.peers.handle_failed(now, &agent, request, closed) {
+        match self.peers.handle_failed(now, &agent, id, request, closed) {
+            // Of two connections made at once one is closed, often with the first greetings on it.
+            AfterFailure::Ignore if self.peers.is_due(now, &agent) => self.greet(now, agent),
             AfterFailure::Ignore => {}
+            AfterFailure::Close(id) => drop(self.swarm.close_connection(id)),
             // An error means that it is disconnected already.
             AfterFailure::Disconnect => drop(self.swarm.disconnect_peer_id(peer)),
         }
@@ -334,55 +350,57 @@ impl Driver {
 
     fn handle_heard(&mut self, heard: Vec<Heard>) {
         let now = Instant::now();
-        let mut is_news = false;
         for heard in heard {
             match heard {
                 Heard::Here {
                     peer,
+                    source,
                     addresses,
                     valid_for,
                 } => {
-                    let is_connected = self.peers.is_connected(&peer);
-                    self.candidates.handle_here(
-                        now,
+                    let announced = Announced {
                         peer,
+                        source,
                         addresses,
-                        now + valid_for,
-                        is_connected,
-                    );
-                    is_news |= self.peers.handle_announced(&peer);
+                        expires: now + valid_for,
+                    };
+                    let ports = self.peers.ports(&peer);
+                    self.candidates.handle_here(now, announced, &ports);
+                    self.is_news |= self.peers.handle_announced(&peer);
                 }
-                Heard::Gone { peer } => self.candidates.handle_gone(peer),
+                Heard::Gone { peer, source } => self.candidates.handle_gone(now, peer, source),
+                Heard::LinkUp => self.candidates.handle_link_up(now),
             }
         }
-        if is_news {
-            self.publish();
-        }
     }
 
-    fn next_dial(&self) -> Option<Instant> {
-        if self.under_way() >= MAX_DIALS {
-            return None;
-        }
-        self.candidates
-            .deadline()
-            .into_iter()
-            .chain(self.statics.deadline())
-            .min()
+    /// When there is something to do without an event.
+    fn deadline(&self) -> Option<Instant> {
+        let publish = self.is_news.then(|| self.published + PUBLISH_GAP);
+        let (candidates, statics) = self.room();
+        let candidates = self.candidates.deadline().filter(|_| candidates > 0);
+        let statics = self.statics.deadline().filter(|_| statics > 0);
+        [publish, candidates, statics].into_iter().flatten().min()
     }
 
-    fn under_way(&self) -> usize {
-        self.dials.len() + self.lookups.len()
+    /// How many announced and how many static peers may be dialled now.
+    fn room(&self) -> (usize, usize) {
+        let is_static = |target: &&Target| matches!(target, Target::Static(_));
+        let of_statics = self.dials.values().filter(is_static).count();
+        let of_candidates = self.dials.len() - of_statics;
+        (
+            MAX_CANDIDATE_DIALS.saturating_sub(of_candidates),
+            MAX_STATIC_DIALS.saturating_sub(of_statics + self.lookups.len()),
+        )
     }
 
     fn dial_what_is_due(&mut self) {
         let now = Instant::now();
-        let room = MAX_DIALS.saturating_sub(self.under_way());
-        for (index, peer, attempt) in self.statics.take_due(now, room) {
+        let (candidates, statics) = self.room();
+        for (index, peer, attempt) in self.statics.take_due(now, statics) {
             self.lookups.spawn(look_up(index, peer, attempt));
         }
-        let room = MAX_DIALS.saturating_sub(self.under_way());
-        for (peer, addresses) in self.candidates.take_due(now, room) {
+        for (peer, addresses) in self.candidates.take_due(now, candidates) {
             self.dial_candidate(now, peer, &addresses);
         }
     }
@@ -443,7 +461,10 @@ impl Driver {
 
     fn keep_house(&mut self) {
         let now = Instant::now();
-        self.greet_who_is_due(now);
+        for peer in self.peers.due_hellos(now) {
+            self.greet(now, peer);
+        }
+        self.candidates.forget_expired(now);
         let forgotten: Vec<_> = self
             .strangers
             .extract_if(|_, until| *until <= now)
@@ -457,14 +478,18 @@ impl Driver {
         self.publish_status();
     }
 
-    fn greet_who_is_due(&mut self, now: Instant) {
-        for peer in self.peers.due_hellos(now) {
-            let Some(libp2p_peer) = swarm::libp2p_peer(peer) else {
-                continue;
-            };
-            let hello = &mut self.swarm.behaviour_mut().hello;
-            let request = hello.send_request(&libp2p_peer, self.hello.clone());
-            self.peers.handle_asked(now, &peer, request);
+    fn greet(&mut self, now: Instant, peer: PeerId) {
+        let Some(libp2p_peer) = swarm::libp2p_peer(peer) else {
+            return;
+        };
+        let hello = &mut self.swarm.behaviour_mut().hello;
+        let request = hello.send_request(&libp2p_peer, self.hello.clone());
+        self.peers.handle_asked(now, &peer, request);
+    }
+
+    fn publish_news(&mut self) {
+        if self.is_news && self.published.elapsed() >= PUBLISH_GAP {
+            self.publish();
         }
     }
 
@@ -477,6 +502,7 @@ impl Driver {
         let announced = |peer: &PeerId| self.candidates.addresses(peer);
         let membership = self.peers.membership(found_by, announced);
         self.members.send_replace(Arc::new(membership));
+        self.is_news = false;
         self.times_changed = false;
         self.published = Instant::now();
     }

@@ -16,6 +16,8 @@ pub(crate) struct InterfaceAddress {
     pub(crate) index: u32,
     pub(crate) network: Network,
     pub(crate) is_point_to_point: bool,
+    /// Whether the cable is plugged in, or the radio associated.
+    pub(crate) is_running: bool,
 }
 
 /// An address and how many of its bits name the network.
@@ -119,11 +121,13 @@ fn known(listed: if_addrs::Interface) -> Option<InterfaceAddress> {
         },
     };
     let is_point_to_point = listed.is_p2p;
+    let is_running = listed.is_oper_up();
     Some(InterfaceAddress {
         name: listed.name,
         index: listed.index?,
         network,
         is_point_to_point,
+        is_running,
     })
 }
 
@@ -152,6 +156,7 @@ mod tests {
             index: 1,
             network,
             is_point_to_point: false,
+            is_running: true,
         }
     }
 

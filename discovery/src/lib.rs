@@ -9,6 +9,7 @@
 //! arrives from the network is bounded before it is looked at. The messages on the LAN are
 //! specified in `docs/discovery.md`.
 
+mod allowance;
 mod candidates;
 mod config;
 mod discovery;

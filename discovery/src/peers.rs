@@ -8,6 +8,7 @@ use branchline_core::PeerId;
 use libp2p::request_response::OutboundRequestId;
 use libp2p::swarm::ConnectionId;
 
+use crate::allowance::{Allowance, Rate};
 use crate::hello::Greeting;
 use crate::membership::{FoundBy, Member, Membership};
 
@@ -16,12 +17,21 @@ use crate::membership::{FoundBy, Member, Membership};
 pub(crate) const MAX_MEMBERS: usize = 1024;
 /// Addresses kept of one peer.
 pub(crate) const MAX_ADDRESSES: usize = 8;
-/// Members are greeted this often. That they are alive is seen from the connection itself; this
-/// refreshes the round-trip time and notices an agent that no longer answers though its connection
-/// does.
-pub(crate) const HELLO_INTERVAL: Duration = Duration::from_secs(10);
+/// Members are greeted this long after they greeted. That they are alive is seen from the connection
+/// itself; this refreshes the round-trip time and notices an agent that no longer answers though its
+/// connection does.
+const HELLO_AFTER_THEIRS: Duration = Duration::from_secs(10);
+/// And this long after they answered: longer, so that the two sides take turns and there is one
+/// greeting in ten seconds, not two.
+const HELLO_AFTER_OURS: Duration = Duration::from_secs(15);
 /// So many greetings in a row may fail before the connections are closed.
 const MAX_MISSED: u32 = 2;
+/// Greetings of one peer that are answered. An agent greets on each new connection and then every
+/// ten seconds; more is an attack on this one's processor.
+const GREETINGS: Rate = Rate {
+    interval: Duration::from_secs(1),
+    burst: 16,
+};
 /// Two connections closer together than this come from both sides dialling at once; farther apart,
 /// the older one belongs to a process that is gone.
 const SIMULTANEOUS: Duration = Duration::from_secs(2);
@@ -40,6 +50,7 @@ struct Peer {
     next_hello: Instant,
     missed: u32,
     by_mdns: bool,
+    greetings: Allowance,
 }
 
 #[derive(Debug)]
@@ -60,6 +71,9 @@ struct Greeted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AfterFailure {
     Ignore,
+    /// The process at the other end of this connection is gone, but the peer has another.
+    Close(ConnectionId),
+    /// The peer hangs.
     Disconnect,
 }
 
@@ -73,6 +87,15 @@ impl Peers {
 
     pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
         self.connected.contains_key(peer)
+    }
+
+    /// The ports that its connections come from; none when it is not connected.
+    pub(crate) fn ports(&self, peer: &PeerId) -> Vec<u16> {
+        let connections = self.connected.get(peer).into_iter();
+        let connections = connections.flat_map(|known| known.connections.values());
+        connections
+            .map(|connection| connection.remote.port())
+            .collect()
     }
 
     pub(crate) fn has_room_for(&self, peer: &PeerId) -> bool {
@@ -99,6 +122,8 @@ impl Peers {
         let decides = self.own < peer;
         let known = self.connected.entry(peer).or_insert_with(|| Peer::new(now));
         known.by_mdns |= by_mdns;
+        // Whom an unanswered greeting went to may be gone; the new connection is not kept waiting.
+        known.asking = None;
         known.next_hello = now;
         let replaced = known.connections.iter().filter(|(_, old)| {
             let other_process = old.remote.port() != remote.port();
@@ -136,15 +161,27 @@ impl Peers {
 
     /// Peers to greet now.
     pub(crate) fn due_hellos(&self, now: Instant) -> Vec<PeerId> {
-        let is_due = |known: &Peer| known.asking.is_none() && known.next_hello <= now;
-        let due = self.connected.iter().filter(|(_, known)| is_due(known));
+        let due = self.connected.iter().filter(|(_, known)| known.is_due(now));
         due.map(|(peer, _)| *peer).collect()
+    }
+
+    /// Whether to greet `peer` now.
+    pub(crate) fn is_due(&self, now: Instant, peer: &PeerId) -> bool {
+        self.connected
+            .get(peer)
+            .is_some_and(|known| known.is_due(now))
     }
 
     pub(crate) fn handle_asked(&mut self, now: Instant, peer: &PeerId, request: OutboundRequestId) {
         if let Some(known) = self.connected.get_mut(peer) {
             known.asking = Some((request, now));
         }
+    }
+
+    /// It asks to be greeted. False when it asks too often.
+    pub(crate) fn handle_request(&mut self, now: Instant, peer: &PeerId) -> bool {
+        let known = self.connected.get_mut(peer);
+        known.is_none_or(|known| known.greetings.take(now))
     }
 
     /// It greeted or answered (`request` is set then). True when the membership changed by it, not
@@ -160,7 +197,13 @@ impl Peers {
         let Some(known) = self.connected.get_mut(peer) else {
             return false;
         };
-        let rtt = request.and_then(|request| known.answered(now, request));
+        let rtt = match request {
+            Some(request) => known.answered(now, request),
+            None => {
+                known.was_greeted(now);
+                None
+            }
+        };
         known.missed = 0;
         match &mut known.greeting {
             Some(greeted) => {
@@ -182,23 +225,32 @@ impl Peers {
         }
     }
 
-    /// A greeting got no answer. With another connection left it is repeated at once.
+    /// A greeting on `connection` got no answer. It is repeated at once; with another connection
+    /// left on that one alone, for libp2p chooses among them blindly.
     pub(crate) fn handle_failed(
         &mut self,
         now: Instant,
         peer: &PeerId,
+        connection: ConnectionId,
         request: OutboundRequestId,
         connection_closed: bool,
     ) -> AfterFailure {
         let Some(known) = self.connected.get_mut(peer) else {
             return AfterFailure::Ignore;
         };
-        if known.asking.is_none_or(|(asked, _)| asked != request) {
+        let is_asked = known.asking.is_some_and(|(asked, _)| asked == request);
+        if is_asked {
+            known.asking = None;
+            known.next_hello = now;
+        }
+        if connection_closed {
             return AfterFailure::Ignore;
         }
-        known.asking = None;
-        known.next_hello = now;
-        known.missed += u32::from(!connection_closed);
+        let has_another = known.connections.keys().any(|other| *other != connection);
+        if has_another && known.connections.contains_key(&connection) {
+            return AfterFailure::Close(connection);
+        }
+        known.missed += u32::from(is_asked);
         if known.missed >= MAX_MISSED {
             AfterFailure::Disconnect
         } else {
@@ -238,13 +290,26 @@ impl Peer {
             next_hello: now,
             missed: 0,
             by_mdns: false,
+            greetings: Allowance::new(GREETINGS, now),
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.asking.is_none() && self.next_hello <= now
+    }
+
+    /// Its greeting says as much as an answer would, but the first greeting of each side is for the
+    /// round-trip time, and is not put off.
+    fn was_greeted(&mut self, now: Instant) {
+        if self.next_hello > now {
+            self.next_hello = now + HELLO_AFTER_THEIRS;
         }
     }
 
     fn answered(&mut self, now: Instant, request: OutboundRequestId) -> Option<Duration> {
         let (_, asked_at) = self.asking.filter(|(asked, _)| *asked == request)?;
         self.asking = None;
-        self.next_hello = now + HELLO_INTERVAL;
+        self.next_hello = now + HELLO_AFTER_OURS;
         Some(now.duration_since(asked_at))
     }
 
@@ -370,6 +435,85 @@ mod tests {
                 .port();
             assert_eq!(port, 8000);
         }
+    }
+
+    /// Names of requests are libp2p's to give.
+    fn requests() -> impl FnMut() -> OutboundRequestId {
+        use libp2p::request_response::{ProtocolSupport, cbor};
+        use libp2p::swarm::StreamProtocol;
+
+        let protocol = (StreamProtocol::new("/test"), ProtocolSupport::Full);
+        let mut behaviour = cbor::Behaviour::<u8, u8>::new([protocol], Default::default());
+        move || behaviour.send_request(&libp2p::PeerId::random(), 0)
+    }
+
+    #[test]
+    fn a_greeting_lost_on_one_of_two_connections_costs_that_one_alone() {
+        let now = Instant::now();
+        let mut request = requests();
+        // The smaller key would close it at once; the larger one leaves that to a process that may
+        // know of the new connection only.
+        let mut peers = Peers::new(peer(9));
+        peers.handle_connected(now, peer(1), id(1), remote(9), false);
+        let lost = request();
+        peers.handle_asked(now, &peer(1), lost);
+        let again = now + SIMULTANEOUS / 2;
+        let replaced = peers.handle_connected(again, peer(1), id(2), remote(9), false);
+        assert_eq!(replaced, []);
+        assert_eq!(peers.due_hellos(again), [peer(1)], "it is greeted at once");
+        for _ in 0..MAX_MISSED * 2 {
+            let failed = peers.handle_failed(again, &peer(1), id(1), lost, false);
+            assert_eq!(failed, AfterFailure::Close(id(1)));
+        }
+        assert!(!peers.handle_closed(&peer(1), id(1)));
+        for expected in [AfterFailure::Ignore, AfterFailure::Disconnect] {
+            let unanswered = request();
+            peers.handle_asked(again, &peer(1), unanswered);
+            let failed = peers.handle_failed(again, &peer(1), id(2), unanswered, false);
+            assert_eq!(failed, expected, "it has no other connection");
+        }
+    }
+
+    #[test]
+    fn two_agents_take_turns_in_greeting() {
+        let (start, clock) = (Instant::now(), SystemTime::now());
+        let mut request = requests();
+        let mut sides = [1, 2].map(|own| Peers::new(peer(own)));
+        let mut asked = [0, 0];
+        sides[0].handle_connected(start, peer(2), id(1), remote(2), false);
+        sides[1].handle_connected(start, peer(1), id(1), remote(1), false);
+        for second in 0..200 {
+            let now = start + Duration::from_secs(second);
+            for own in 0..2 {
+                let [other] = sides[own].due_hellos(now)[..] else {
+                    continue;
+                };
+                asked[own] += 1;
+                let request = request();
+                sides[own].handle_asked(now, &other, request);
+                let own_id = peer([1, 2][own]);
+                sides[1 - own].handle_greeting(now, clock, &own_id, greeting(1), None);
+                sides[own].handle_greeting(now, clock, &other, greeting(1), Some(request));
+            }
+        }
+        assert!(
+            asked.iter().all(|asked| (10..=12).contains(asked)),
+            "{asked:?}"
+        );
+    }
+
+    #[test]
+    fn one_that_greets_without_end_is_refused() {
+        let now = Instant::now();
+        let mut peers = Peers::new(peer(1));
+        peers.handle_connected(now, peer(2), id(1), remote(2), false);
+        let answered = (0..1000).filter(|_| peers.handle_request(now, &peer(2)));
+        assert_eq!(answered.count(), 16);
+        let hourly = (0..360).filter(|n| {
+            let then = now + HELLO_AFTER_THEIRS * (n + 2);
+            peers.handle_request(then, &peer(2))
+        });
+        assert_eq!(hourly.count(), 360);
     }
 
     #[test]

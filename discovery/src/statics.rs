@@ -53,22 +53,33 @@ impl Statics {
         }
     }
 
-    /// Up to `limit` peers to look up and dial now, each with the number of the attempt.
+    /// Up to `limit` peers to look up and dial now, each with the number of the attempt; those that
+    /// failed least first, so that a long list of machines that are off hides none that is on.
     pub(crate) fn take_due(
         &mut self,
         now: Instant,
         limit: usize,
     ) -> Vec<(StaticIndex, StaticPeer, u32)> {
-        let due = self
-            .entries
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, entry)| entry.is_due(now));
-        let taken = due.take(limit).map(|(index, entry)| {
-            entry.state = State::UnderWay;
-            (StaticIndex(index), entry.peer.clone(), entry.attempt)
-        });
-        taken.collect()
+        let mut due: Vec<_> = self.due(now).collect();
+        due.sort_unstable();
+        let mut taken = Vec::new();
+        for (attempt, _, index) in due.into_iter().take(limit) {
+            if let Some(entry) = self.entries.get_mut(index.0) {
+                entry.state = State::UnderWay;
+                taken.push((index, entry.peer.clone(), attempt));
+            }
+        }
+        taken
+    }
+
+    fn due(&self, now: Instant) -> impl Iterator<Item = (u32, Instant, StaticIndex)> {
+        let entries = self.entries.iter().enumerate();
+        entries.filter_map(move |(index, entry)| match entry.state {
+            State::Waiting { until } if until <= now => {
+                Some((entry.attempt, until, StaticIndex(index)))
+            }
+            State::Waiting { .. } | State::UnderWay | State::Connected(_) => None,
+        })
     }
 
     /// The next time one is due.
@@ -134,10 +145,6 @@ impl Statics {
 }
 
 impl Entry {
-    fn is_due(&self, now: Instant) -> bool {
-        matches!(self.state, State::Waiting { until } if until <= now)
-    }
-
     fn retry(&mut self, now: Instant, random: u64) {
         self.state = State::Waiting {
             until: now + REDIAL.delay(self.attempt, random),
@@ -190,6 +197,23 @@ mod tests {
         statics.handle_connected(index, peer);
         statics.handle_greeted(peer);
         assert_eq!(statics.entries[0].attempt, 0);
+    }
+
+    #[test]
+    fn machines_that_are_off_do_not_hide_one_that_is_on() {
+        let now = Instant::now();
+        let many = (1..=99).map(|n| format!("10.0.0.{n}:1").parse().expect("a peer"));
+        let mut statics = Statics::new(many.collect(), now);
+        let mut seen = std::collections::BTreeSet::new();
+        // Four at a time, each of them in vain and due again long before the next round.
+        for round in 0..25 {
+            let at = now + REDIAL.max * round;
+            for (index, _, _) in statics.take_due(at, 4) {
+                seen.insert(index);
+                statics.handle_failed(at, index, 0);
+            }
+        }
+        assert_eq!(seen.len(), 99);
     }
 
     #[test]

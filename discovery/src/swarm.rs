@@ -25,7 +25,7 @@ const IDLE_TIMEOUT_MS: u32 = 6_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// A LAN's handshake takes milliseconds; a machine under load gets the rest.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// An answer to a hello is sent at once; see also `peers::HELLO_INTERVAL`.
+/// An answer to a hello is sent at once; one in a row may be missed, see `peers::MAX_MISSED`.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 /// Messages are at most 4 KiB, and few are under way at a time; a peer cannot make this agent
 /// buffer more than this.

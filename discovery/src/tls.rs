@@ -114,6 +114,13 @@ impl Identity {
 /// AES-128-GCM first: ChaCha20 costs quinn half as much again on machines with AES instructions.
 /// X25519 first: with the post-quantum hybrid a handshake no longer fits one datagram each way; it
 /// is accepted from those that ask for it.
+/// aws-lc takes some 20 ms of a core to gather randomness before it gives any, once for a process. Done
+/// while an agent starts, the first handshakes on both sides do not wait for it.
+pub(crate) fn gather_randomness() {
+    // A failure shows in every handshake.
+    let _ = provider().secure_random.fill(&mut [0]);
+}
+
 fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![

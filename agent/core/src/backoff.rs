@@ -16,17 +16,21 @@ pub struct Backoff {
 impl Backoff {
     /// The wait before attempt `attempt` (0: the first retry). `random` is uniform over all values.
     pub fn delay(&self, attempt: u32, random: u64) -> Duration {
-        let doubled = self
-            .min
-            .saturating_mul(2u32.saturating_pow(attempt.min(31)));
-        let ceiling = doubled.clamp(self.min, self.max.max(self.min));
-        let span = u64::try_from((ceiling - self.min).as_nanos()).unwrap_or(u64::MAX);
+        let span = u64::try_from((self.ceiling(attempt) - self.min).as_nanos()).unwrap_or(u64::MAX);
         let jitter = if span == 0 {
             0
         } else {
             random % span.saturating_add(1).max(1)
         };
         self.min + Duration::from_nanos(jitter)
+    }
+
+    /// The longest wait before attempt `attempt`.
+    pub fn ceiling(&self, attempt: u32) -> Duration {
+        let doubled = self
+            .min
+            .saturating_mul(2u32.saturating_pow(attempt.min(31)));
+        doubled.clamp(self.min, self.max.max(self.min))
     }
 }
 
@@ -41,7 +45,8 @@ mod tests {
         fn a_delay_lies_between_min_and_the_doubled_ceiling(attempt: u32, random: u64) {
             let policy = Backoff { min: Duration::from_millis(200), max: Duration::from_secs(60) };
             let delay = policy.delay(attempt, random);
-            prop_assert!(delay >= policy.min && delay <= policy.max);
+            prop_assert!(delay >= policy.min && delay <= policy.ceiling(attempt));
+            prop_assert!(policy.ceiling(attempt) <= policy.max);
             if attempt < 4 {
                 prop_assert!(delay <= policy.min * 2u32.pow(attempt));
             }

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use branchline_core::{PeerId, SegmentSet};
-use branchline_hashing::{ContentKey, Digest, FixedSegments, Manifest, SegmentIndex};
-use branchline_origin::{OriginError, Ranges, Remote, Retry, Target};
-use branchline_store::Store;
+use branchline_hashing::{ContentKey, Digest, FixedSegments, Manifest};
+use branchline_origin::{OriginError, Retry, Target};
 
 use crate::api::{GetReport, GetRequest, Trust, without_password};
+use crate::engine::at_home::Here;
 use crate::engine::content::LocalContent;
 use crate::engine::error::{Difference, GetError};
-use crate::engine::hearsay::{self, PeersTable};
 use crate::engine::ingest::Job;
 use crate::engine::lookup::{self, Known};
 use crate::engine::manifest_search::Handover;
@@ -20,8 +19,11 @@ use crate::engine::partial::{Partial, PartialError};
 use crate::engine::plain::{self, Plain, PlainError};
 use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
-use crate::engine::serving::{Local, OnShelf, present_in_store};
+use crate::engine::provisional::name_wrong;
+use crate::engine::serving::{Local, OnShelf};
+use crate::engine::turns::Turn;
 use crate::engine::undescribed::{Ended, Undescribed, UndescribedError};
+use crate::engine::ways::{self, Distrusted, Table, TableMaker, Way};
 use crate::engine::{Shared, blocking};
 
 /// A file that changes while it is fetched is started anew so often.
@@ -69,45 +71,12 @@ struct Download<'a> {
     partial: Arc<Partial>,
 }
 
-/// A description of the file to fetch by segments, and how far it is believed.
-struct Table {
-    key: ContentKey,
-    manifest: Arc<Manifest>,
-    trust: Trust,
-    /// Whether peers are asked.
-    peers: bool,
-    made_by: TableMaker,
-}
-
-/// How a file is to be fetched.
-enum Way {
-    /// By this table.
-    Table(Table),
-    /// At fixed offsets, for only the digest is known.
-    Undescribed {
-        key: ContentKey,
-        segments: FixedSegments,
-    },
-    /// As one stream from the origin.
-    Plain,
-}
-
-/// Who made a table, and so what it means if the file turns out to be another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum TableMaker {
-    /// The publisher, beside the file.
-    Publisher,
-    /// This machine, when it had the file before: the origin may have other bytes now that it calls
-    /// by the same name.
-    ThisMachine,
-    /// These strangers: right only if the whole file has its digest.
-    Peers(BTreeSet<PeerId>),
-}
-
 /// All segments are in the partial file.
 struct Complete {
     content: Arc<LocalContent>,
     on_shelf: OnShelf,
+    /// Until the file has its name: whoever has the next turn copies from there.
+    _turn: Option<Turn>,
 }
 
 /// Why an attempt did not end with the file.
@@ -126,18 +95,6 @@ impl<E: Into<GetError>> From<E> for Attempt {
             return Self::Again(origin.clone());
         }
         Self::Failed(error)
-    }
-}
-
-impl Table {
-    fn of_peers(key: ContentKey, table: PeersTable) -> Self {
-        Self {
-            key,
-            manifest: Arc::new(table.manifest),
-            trust: Trust::Digest,
-            peers: true,
-            made_by: TableMaker::Peers(table.givers),
-        }
     }
 }
 
@@ -169,29 +126,43 @@ impl Download<'_> {
         meter.report(0, "the origin to answer");
         let mut known = lookup::ask(self.shared, &self.target, self.request, again).await?;
         let mut handover = known.handover.take();
-        let mut shut_out = BTreeSet::new();
-        let mut way = self.way(&known, &shut_out).await;
+        let mut distrusted = Distrusted::default();
+        let mut way = ways::choose(self.shared, &known, &distrusted).await;
         loop {
             let table = match way {
                 Way::Table(table) => table,
                 Way::Plain => return self.plain(known, meter).await,
                 Way::Undescribed { key, segments } => {
+                    let turn = self.turn(key, meter).await;
+                    if distrusted.takes_own_tables()
+                        && let Some(manifest) = ways::kept(self.shared, key).await
+                    {
+                        // Another download here was through with it meanwhile.
+                        way = Way::Table(Table::of_this_machine(key, manifest));
+                        continue;
+                    }
                     let undescribed = self.undescribed(&known, key, segments);
-                    match undescribed.run(&mut shut_out, meter).await {
+                    match undescribed.run(&mut distrusted, meter).await {
                         Ok(Ended::Whole { table, on_shelf }) => {
-                            return self.described(key, table, on_shelf);
+                            return self.described(key, table, on_shelf, turn);
                         }
-                        Ok(Ended::TableOfPeers(table)) => Table::of_peers(key, table),
+                        Ok(Ended::TableOfPeers { table, came }) => {
+                            Table::of_peers(key, table, Some(came))
+                        }
                         Err(error) => return Err(self.explained_undescribed(error, &known).await),
                     }
                 }
             };
             let (made_by, key) = (table.made_by.clone(), table.key);
-            match self.by_table(&known, table, handover.take(), meter).await? {
+            let (shut_out, handover) = (&distrusted.peers, handover.take());
+            match self
+                .by_table(&known, table, shut_out, handover, meter)
+                .await?
+            {
                 Some(complete) => return Ok(complete),
-                None => self.refute(key, made_by, &mut shut_out).await?,
+                None => self.refute(key, made_by, &mut distrusted).await?,
             }
-            way = self.way(&known, &shut_out).await;
+            way = ways::choose(self.shared, &known, &distrusted).await;
         }
     }
 
@@ -201,11 +172,14 @@ impl Download<'_> {
         &self,
         known: &Known,
         table: Table,
+        shut_out: &BTreeSet<PeerId>,
         handover: Option<Handover>,
         meter: &mut Meter,
     ) -> Result<Option<Complete>, Attempt> {
         let refutable = table.made_by != TableMaker::Publisher;
-        let complete = match self.planned(known, table, handover, meter).await {
+        let came = table.came.clone();
+        let planned = self.planned(known, table, shut_out, handover, meter);
+        let complete = match planned.await {
             Ok(complete) => complete,
             // Nobody lied but the table: with the origin's word it is a wrong one.
             Err(PlannedError::OriginMismatch { .. }) if refutable => return Ok(None),
@@ -214,6 +188,10 @@ impl Download<'_> {
         match self.first_wrong_digest(&known.digests, &complete).await? {
             None => {
                 complete.content.mark_proved();
+                let wrong = came.map(|came| came.wrong_by(&complete.content.manifest));
+                for (peer, segments) in wrong.into_iter().flatten() {
+                    name_wrong(peer, segments);
+                }
                 Ok(Some(complete))
             }
             Some(_) if refutable => Ok(None),
@@ -225,20 +203,15 @@ impl Download<'_> {
         }
     }
 
-    /// A table was wrong: what came by it is thrown away, and those who gave it are not asked again.
+    /// A table was wrong: what came by it is thrown away, and those who made it are not believed again.
     async fn refute(
         &self,
         key: ContentKey,
         made_by: TableMaker,
-        shut_out: &mut BTreeSet<PeerId>,
+        distrusted: &mut Distrusted,
     ) -> Result<(), GetError> {
         tracing::warn!(swarm = %key.swarm_id(), "a table described another file than the digest or the origin says");
-        if let TableMaker::Peers(givers) = made_by {
-            for peer in givers {
-                tracing::warn!(%peer, "a peer gave a wrong table and is shut out");
-                shut_out.insert(peer);
-            }
-        }
+        distrusted.refute(made_by);
         let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
         let forgotten = blocking(move || {
             if let Err(error) = store.remove_content(&key) {
@@ -247,69 +220,6 @@ impl Download<'_> {
             partial.discard()
         });
         Ok(forgotten.await?)
-    }
-
-    /// How to fetch the file, without the peers in `shut_out`.
-    async fn way(&self, known: &Known, shut_out: &BTreeSet<PeerId>) -> Way {
-        if let Some(manifest) = &known.manifest {
-            return Way::Table(Table {
-                key: manifest.content_key(),
-                manifest: Arc::clone(manifest),
-                trust: Trust::Manifest,
-                peers: true,
-                made_by: TableMaker::Publisher,
-            });
-        }
-        let Some(digest) = known.digests.first() else {
-            let table = self.table_of_version(known).await;
-            return table.map_or(Way::Plain, Way::Table);
-        };
-        let key = ContentKey::of_digest(digest);
-        if let Some(manifest) = self.kept(key).await {
-            return Way::Table(Table {
-                key,
-                manifest,
-                trust: Trust::Digest,
-                peers: true,
-                made_by: TableMaker::ThisMachine,
-            });
-        }
-        let length = known.remote.as_ref().ok().and_then(Remote::length);
-        let heard = hearsay::ask(self.shared, key, length, shut_out).await;
-        if let Some(table) = heard.table {
-            return Way::Table(Table::of_peers(key, table));
-        }
-        let segments = self.fixed_segments(known, heard.file_bytes);
-        segments.map_or(Way::Plain, |segments| Way::Undescribed { key, segments })
-    }
-
-    /// Where segments lie without a table, if it is of any use that all agree on it: members fetch parts
-    /// each, so the origin must give parts, and of one version.
-    fn fixed_segments(&self, known: &Known, peers_say: Option<u64>) -> Option<FixedSegments> {
-        self.shared.exchange.as_ref()?;
-        let length = match &known.remote {
-            Ok(remote) => {
-                let in_parts = remote.ranges == Ranges::Yes && remote.validator.is_some();
-                remote.length().filter(|_| in_parts)
-            }
-            Err(_) => peers_say,
-        };
-        FixedSegments::of(length?)
-    }
-
-    /// The table of a version that only the origin vouches for, if this machine had it before.
-    async fn table_of_version(&self, known: &Known) -> Option<Table> {
-        let remote = known.remote.as_ref().ok();
-        let remote = remote.filter(|remote| remote.validator.is_some())?;
-        let key = plain::key_of_version(remote, remote.length()?);
-        let manifest = self.kept(key).await?;
-        Some(Table {
-            key,
-            manifest,
-            trust: Trust::Origin,
-            peers: false,
-            made_by: TableMaker::ThisMachine,
-        })
     }
 
     fn undescribed<'a>(
@@ -337,8 +247,9 @@ impl Download<'_> {
         key: ContentKey,
         table: Manifest,
         provisional: OnShelf,
+        turn: Turn,
     ) -> Result<Complete, Attempt> {
-        let complete = self.complete(key, table, Trust::Digest);
+        let complete = self.complete(key, table, Trust::Digest, Some(turn));
         drop(provisional);
         complete
     }
@@ -349,6 +260,7 @@ impl Download<'_> {
         key: ContentKey,
         table: Manifest,
         trust: Trust,
+        turn: Option<Turn>,
     ) -> Result<Complete, Attempt> {
         let done = SegmentSet::full(table.segment_count());
         let file = self.partial.reader().map_err(GetError::from)?;
@@ -359,22 +271,11 @@ impl Download<'_> {
             .shared
             .shelf
             .put(Local::Described(Arc::clone(&content)));
-        Ok(Complete { content, on_shelf })
-    }
-
-    /// The table that an earlier download of the same content left here.
-    async fn kept(&self, key: ContentKey) -> Option<Arc<Manifest>> {
-        if let Some(local) = self
-            .shared
-            .shelf
-            .find(key)
-            .filter(|local| local.is_proved())
-        {
-            return Some(Arc::clone(&local.manifest));
-        }
-        let store = self.shared.store.clone();
-        let record = blocking(move || store.content(&key)).await.ok()??;
-        Some(Arc::new(Manifest::decode(&record.manifest).ok()?))
+        Ok(Complete {
+            content,
+            on_shelf,
+            _turn: turn,
+        })
     }
 
     /// Fetches what is missing, segment by segment.
@@ -382,6 +283,7 @@ impl Download<'_> {
         &self,
         known: &Known,
         table: Table,
+        shut_out: &BTreeSet<PeerId>,
         handover: Option<Handover>,
         meter: &mut Meter,
     ) -> Result<Complete, PlannedError> {
@@ -391,6 +293,7 @@ impl Download<'_> {
             trust,
             peers,
             made_by,
+            came,
         } = table;
         let partial = Arc::clone(&self.partial);
         let described = Arc::clone(&manifest);
@@ -400,8 +303,14 @@ impl Download<'_> {
             partial.present(&described)
         });
         let present = present.await?;
+        // After a wait the steward that was asked for the manifest has other members to think of.
+        let handover = handover.filter(|_| !self.shared.turns.is_taken(key));
+        let turn = self.turn(key, meter).await;
         meter.start(Some(manifest.file_length()));
-        meter.count_local(bytes_of(&manifest, &present));
+        match came {
+            Some(came) => meter.recount(came.sources_of(&present)),
+            None => meter.count_local(bytes_of(&manifest, &present)),
+        }
         let _hold = self
             .shared
             .store
@@ -428,11 +337,23 @@ impl Download<'_> {
             target: &self.target,
             remote: known.remote.as_ref().ok(),
             peers,
-            shut_out: &BTreeSet::new(),
+            shut_out,
             pace: known.pace,
         };
         planned.run(handover, meter).await?;
-        Ok(Complete { content, on_shelf })
+        Ok(Complete {
+            content,
+            on_shelf,
+            _turn: Some(turn),
+        })
+    }
+
+    /// Waits until no other download of the content runs on this machine.
+    async fn turn(&self, key: ContentKey, meter: &mut Meter) -> Turn {
+        if self.shared.turns.is_taken(key) {
+            meter.report(0, "another download of the same file on this machine");
+        }
+        self.shared.turns.take(key).await
     }
 
     /// Copies what this machine holds of the file, whatever it belonged to.
@@ -496,7 +417,7 @@ impl Download<'_> {
                 Trust::Origin,
             ),
         };
-        self.complete(key, manifest, trust)
+        self.complete(key, manifest, trust, None)
     }
 
     /// Reads the whole file once more, if trust rests on its digest.
@@ -581,7 +502,12 @@ impl Download<'_> {
 
     /// Gives the file its name, and its segments to the store.
     async fn deliver(&self, complete: Complete) -> Result<Arc<LocalContent>, GetError> {
-        let Complete { content, on_shelf } = complete;
+        let Complete {
+            content,
+            on_shelf,
+            _turn,
+        } = complete;
+        let shared_as = content.is_shared().then(|| content.key.swarm_id());
         let job = Job::new(
             Arc::clone(&content),
             on_shelf,
@@ -597,6 +523,9 @@ impl Download<'_> {
             Ok::<_, PartialError>(())
         })
         .await?;
+        if let Some(swarm) = shared_as {
+            self.shared.held.add(swarm).await;
+        }
         Ok(content)
     }
 }
@@ -604,53 +533,4 @@ impl Download<'_> {
 fn bytes_of(manifest: &Manifest, set: &SegmentSet) -> u64 {
     let lengths = set.iter().filter_map(|index| manifest.segment(index));
     lengths.map(|segment| u64::from(segment.length)).sum()
-}
-
-/// Where this machine has segments: its store, and a download of the same content that is not in
-/// the store yet. Everything about it blocks.
-#[derive(Clone)]
-struct Here {
-    store: Store,
-    local: Option<Arc<LocalContent>>,
-}
-
-impl Here {
-    fn holds(&self, manifest: &Manifest) -> SegmentSet {
-        let mut held = present_in_store(&self.store, manifest);
-        if let Some(local) = self.local_with(manifest) {
-            held.unite(&local.done.segments());
-        }
-        held
-    }
-
-    /// Copies segments; which were still there and right.
-    fn copy(
-        &self,
-        manifest: &Manifest,
-        partial: &Partial,
-        wanted: &[SegmentIndex],
-    ) -> Result<Vec<SegmentIndex>, PartialError> {
-        let mut copied = Vec::with_capacity(wanted.len());
-        for index in wanted {
-            let Some(segment) = manifest.segment(*index) else {
-                continue;
-            };
-            let local = self
-                .local_with(manifest)
-                .and_then(|local| local.read_verified(*index));
-            // A store that cannot be read is a cache that misses.
-            let found = local.or_else(|| self.store.read(segment.hash).ok().flatten());
-            if let Some(verified) = found.filter(|found| found.hash() == segment.hash) {
-                partial.write(&verified, segment.offset)?;
-                copied.push(*index);
-            }
-        }
-        Ok(copied)
-    }
-
-    /// Tables of one digest can differ, if strangers made them.
-    fn local_with(&self, manifest: &Manifest) -> Option<&LocalContent> {
-        let local = self.local.as_deref()?;
-        (local.manifest.head() == manifest.head()).then_some(local)
-    }
 }

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::engine::Shared;
+use crate::engine::ways::Distrusted;
 
 /// How long peers may take to send a table before it goes on without: a LAN sends 1 MiB in 10 ms,
 /// and a peer that cannot is no help anyway.
@@ -57,26 +58,30 @@ enum Word {
     FileBytes(u64),
 }
 
-/// Asks the members but those in `but` about the content with this key. `length` is the file's, where
-/// somebody who is believed has said it.
+/// Asks members about the content with this key. `length` is the file's, where somebody who is
+/// believed has said it.
 pub(crate) async fn ask(
     shared: &Shared,
     key: ContentKey,
     length: Option<u64>,
-    but: &BTreeSet<PeerId>,
+    distrusted: &Distrusted,
 ) -> Hearsay {
     let Some(exchange) = &shared.exchange else {
         return Hearsay::default();
     };
     let limit_bytes = table_limit(length);
+    let takes_tables = distrusted.takes_tables();
     let mut asked = JoinSet::new();
     let at_a_time = Arc::new(Semaphore::new(TABLES_AT_A_TIME));
-    for (peer, session) in sessions(shared, exchange, key, but, PEERS_ASKED) {
+    for (peer, session) in sessions(shared, exchange, key, &distrusted.peers, PEERS_ASKED) {
         let at_a_time = Arc::clone(&at_a_time);
         asked.spawn(async move {
             let session = session.await?;
             if let Standing::Provisional { file_bytes } = session.standing() {
                 return Some((peer, Word::FileBytes(file_bytes)));
+            }
+            if !takes_tables {
+                return None;
             }
             let _turn = at_a_time.acquire().await.ok()?;
             let table = session.manifest(limit_bytes).await.ok()??;

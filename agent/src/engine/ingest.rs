@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use url::Url;
 
 use crate::api::{Trust, without_password};
+use crate::engine::announcing::HeldQueue;
 use crate::engine::content::LocalContent;
 use crate::engine::serving::{OnShelf, present_in_store};
 
@@ -66,7 +67,7 @@ impl Ingest {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(crate) fn start(store: Store) -> std::io::Result<Self> {
+    pub(crate) fn start(store: Store, held: HeldQueue) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
         let stop = Arc::new(AtomicBool::new(false));
         let (end, ended) = oneshot::channel();
@@ -74,7 +75,7 @@ impl Ingest {
         std::thread::Builder::new()
             .name("branchline-store".into())
             .spawn(move || {
-                run(&store, queue, &stopped);
+                run(&store, &held, queue, &stopped);
                 // The store's lock goes before its end is told.
                 drop(store);
                 let _ = end.send(());
@@ -108,14 +109,17 @@ impl IngestQueue {
     }
 }
 
-fn run(store: &Store, mut queue: mpsc::Receiver<Job>, stop: &AtomicBool) {
+fn run(store: &Store, held: &HeldQueue, mut queue: mpsc::Receiver<Job>, stop: &AtomicBool) {
     while let Some(job) = queue.blocking_recv() {
         if stop.load(Ordering::Acquire) {
             return;
         }
         match ingest(store, &job, stop) {
             Ok(()) => {}
-            Err(error) => tracing::warn!(%error, url = %job.url, "a download was not cached"),
+            Err(error) => {
+                tracing::warn!(%error, url = %job.url, "a download was not cached");
+                held.remove(job.content.key.swarm_id());
+            }
         }
     }
 }

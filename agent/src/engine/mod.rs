@@ -4,6 +4,8 @@
 //! writer thread and planner. Nothing here decides whom to ask for what: `branchline_core`'s
 //! planner does.
 
+mod announcing;
+mod at_home;
 mod content;
 mod download;
 mod error;
@@ -23,7 +25,9 @@ mod provisional;
 mod serving;
 mod steward_desk;
 mod stewards;
+mod turns;
 mod undescribed;
+mod ways;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -43,11 +47,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{ByteCounts, GetEvent, GetRequest, Progress, TransferStatus, without_password};
+use crate::engine::announcing::{Announcing, HeldQueue};
 use crate::engine::error::GetError;
 use crate::engine::ingest::Ingest;
 use crate::engine::progress::{Meter, Totals};
 use crate::engine::serving::Shelf;
 use crate::engine::steward_desk::StewardDesk;
+use crate::engine::turns::Turns;
 
 /// Events of one download that wait for its listener.
 const EVENT_QUEUE: usize = 64;
@@ -61,11 +67,15 @@ pub(crate) struct Shared {
     pub(crate) me: PeerId,
     /// Where it is a steward itself; none without an exchange.
     pub(crate) desk: Option<StewardDesk>,
+    /// Where completed contents are announced.
+    pub(crate) held: HeldQueue,
     pub(crate) origin: Origin,
     pub(crate) store: Store,
     pub(crate) exchange: Option<Exchange>,
     pub(crate) members: watch::Receiver<Arc<Membership>>,
     pub(crate) shelf: Arc<Shelf>,
+    /// Downloads of one content go one after the other.
+    pub(crate) turns: Turns,
     ingest: Ingest,
     totals: Arc<Totals>,
     running: Arc<Mutex<BTreeMap<u64, TransferStatus>>>,
@@ -94,6 +104,7 @@ pub(crate) struct Parts {
 /// Downloads files. See the module's text.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
+    announcing: Option<Announcing>,
     downloads: TaskTracker,
     stop: CancellationToken,
 }
@@ -120,10 +131,12 @@ impl Engine {
             exchange,
             members,
         } = parts;
-        let shared = Shared {
+        let (held, changes) = announcing::queue();
+        let shared = Arc::new(Shared {
             me,
             desk: seat.map(|events| StewardDesk::start(me, events)),
-            ingest: Ingest::start(store.clone())?,
+            ingest: Ingest::start(store.clone(), held.clone())?,
+            held,
             origin,
             store,
             exchange,
@@ -132,10 +145,13 @@ impl Engine {
             totals: Arc::default(),
             running: Arc::default(),
             next_id: AtomicU64::new(1),
-        };
+            turns: Turns::default(),
+        });
+        let announcing = Announcing::start(&shared, changes);
         let (downloads, stop) = (TaskTracker::new(), CancellationToken::new());
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
+            announcing,
             downloads,
             stop,
         })
@@ -202,6 +218,9 @@ impl Engine {
         }
         self.downloads.close();
         self.downloads.wait().await;
+        if let Some(announcing) = self.announcing {
+            announcing.shut_down().await;
+        }
         let Some(shared) = Arc::into_inner(self.shared) else {
             tracing::warn!("the engine is still in use; it is left to the end of the process");
             return;

@@ -9,6 +9,7 @@ use branchline_core::planner::Source;
 use tokio::sync::mpsc;
 
 use crate::api::{ByteCounts, GetEvent, Progress};
+use crate::engine::provisional::Sources;
 
 /// What moved since the agent started. Counters only: nothing is decided by them.
 #[derive(Debug, Default)]
@@ -109,10 +110,10 @@ impl Meter {
 
     /// Bytes were thrown away or came from elsewhere than it was counted: where those come from that are
     /// in place now. The totals count what moved, and stay.
-    pub(crate) fn recount(&mut self, from_origin: u64, from_peers: u64, from_store: u64) {
-        self.progress.from_origin = from_origin;
-        self.progress.from_peers = from_peers;
-        self.progress.from_store = from_store;
+    pub(crate) fn recount(&mut self, sources: Sources) {
+        self.progress.from_origin = sources.origin_bytes;
+        self.progress.from_peers = sources.peers_bytes;
+        self.progress.from_store = sources.local_bytes;
     }
 
     /// Tells how far it is, and what it waits for if nothing has come since it last did.

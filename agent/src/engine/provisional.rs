@@ -4,6 +4,7 @@
 //! told so ([`Standing::Provisional`]), and the store takes none of it. For each segment it is remembered
 //! which bytes came, and from whom.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
@@ -11,7 +12,7 @@ use std::sync::{PoisonError, RwLock};
 use branchline_core::planner::Source;
 use branchline_core::repair::{Claim, Held, Provenance};
 use branchline_core::wire::Standing;
-use branchline_core::{SegmentRange, SegmentSet};
+use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_exchange::ServedContent;
 use branchline_hashing::{
     ContentKey, FixedSegments, Manifest, ManifestBuilder, ManifestError, ProvisionalSegment,
@@ -78,11 +79,55 @@ impl ProvisionalContent {
         Some(table.finish(sha256))
     }
 
+    /// Where the bytes of `segments` came from.
+    pub(crate) fn sources_of(&self, segments: &SegmentSet) -> Sources {
+        let mut sources = Sources::default();
+        let segments = segments
+            .iter()
+            .filter_map(|index| self.segments.segment(index));
+        for segment in segments {
+            let bytes = match self.held(segment.index).map(|held| held.from) {
+                Some(Provenance::Origin) => &mut sources.origin_bytes,
+                Some(Provenance::Peer(_)) => &mut sources.peers_bytes,
+                Some(Provenance::Unknown) | None => &mut sources.local_bytes,
+            };
+            *bytes += u64::from(segment.length);
+        }
+        sources
+    }
+
+    /// Who sent segments that are wrong by `table`, which is right, and how many.
+    pub(crate) fn wrong_by(&self, table: &Manifest) -> BTreeMap<PeerId, u32> {
+        let mut wrong = BTreeMap::new();
+        for segment in table.segments() {
+            if let Some(held) = self.held(segment.index)
+                && let Provenance::Peer(peer) = held.from
+                && held.hash != segment.hash
+            {
+                *wrong.entry(peer).or_default() += 1;
+            }
+        }
+        wrong
+    }
+
     fn claim(&self, index: SegmentIndex) -> Option<Claim> {
         let Held { hash, from } = self.held(index).filter(|_| self.done.contains(index))?;
         let first_hand = from == Provenance::Origin;
         Some(Claim { hash, first_hand })
     }
+}
+
+/// Where bytes came from.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sources {
+    pub(crate) origin_bytes: u64,
+    pub(crate) peers_bytes: u64,
+    pub(crate) local_bytes: u64,
+}
+
+/// Says who sent wrong segments, and how many.
+pub(crate) fn name_wrong(peer: PeerId, segments: u32) {
+    tracing::warn!(%peer, segments, "a peer sent wrong bytes and is shut out");
 }
 
 /// Whence a segment came, as repairs know it.
@@ -136,8 +181,6 @@ impl ServedContent for ProvisionalContent {
 
 #[cfg(test)]
 mod tests {
-    use branchline_core::PeerId;
-
     use super::*;
 
     const BYTES: usize = 2 * FixedSegments::LENGTH as usize;
@@ -189,5 +232,24 @@ mod tests {
         assert!(content.mark(SegmentIndex(0), hash, Provenance::Origin));
         assert_eq!(content.claims(both), [claim(true), None]);
         assert!(content.table(Sha256Digest::from_bytes([0; 32])).is_none());
+    }
+
+    #[test]
+    fn a_right_table_shows_who_sent_wrong_segments_and_sources_are_counted() {
+        let (content, _file) = content();
+        let sender = PeerId::from_public_key([3; 32]);
+        content.mark(SegmentIndex(0), hash(9), Provenance::Peer(sender));
+        content.mark(SegmentIndex(1), hash(7), Provenance::Origin);
+        let sources = content.sources_of(&content.done.segments());
+        let half = BYTES as u64 / 2;
+        assert_eq!((sources.origin_bytes, sources.peers_bytes), (half, half));
+        let mut right = ManifestBuilder::new(SegmentingParameters::FIXED);
+        for _ in 0..2 {
+            let pushed = right.push(FixedSegments::LENGTH, hash(7));
+            pushed.expect("a segment");
+        }
+        let right = right.finish(Sha256Digest::from_bytes([0; 32]));
+        let wrong = content.wrong_by(&right.expect("a table"));
+        assert_eq!(wrong, BTreeMap::from([(sender, 1)]));
     }
 }

@@ -171,7 +171,7 @@ impl Shelf {
 }
 
 /// What only the origin vouches for is never given to others: nobody could check it.
-fn may_be_given(trust: Trust) -> bool {
+pub(crate) fn may_be_given(trust: Trust) -> bool {
     match trust {
         Trust::Manifest | Trust::Digest => true,
         Trust::Branch | Trust::Origin => false,

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use branchline_core::PeerId;
-use branchline_core::swarm::{Answer, Blocks, Enlist, Report, Steward, Told};
+use branchline_core::swarm::{AnnouncementWord, Answer, Blocks, Enlist, Report, Steward, Told};
 use branchline_exchange::{SeatEvent, SeatEvents};
 use branchline_hashing::SwarmId;
 use tokio::sync::mpsc;
@@ -92,6 +92,18 @@ impl OwnDesk {
             swarm,
             answers: told,
         })
+    }
+}
+
+impl OwnDesk {
+    /// What this agent itself holds. A desk that has ended needs no word.
+    pub(crate) async fn announce(&self, word: AnnouncementWord) {
+        let peer = self.me;
+        let event = match word {
+            AnnouncementWord::Announce { swarms, .. } => SeatEvent::Announced { peer, swarms },
+            AnnouncementWord::Withdraw { swarms, .. } => SeatEvent::Withdrawn { peer, swarms },
+        };
+        let _ended = self.words.send(event).await;
     }
 }
 

@@ -26,8 +26,9 @@ use crate::engine::hearsay::{self, PeersTable};
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
-use crate::engine::provisional::ProvisionalContent;
+use crate::engine::provisional::{ProvisionalContent, name_wrong};
 use crate::engine::serving::{Local, OnShelf};
+use crate::engine::ways::Distrusted;
 use crate::engine::{Shared, blocking, linux};
 
 /// How often what is there is noted: what came since the last note is fetched again after a kill.
@@ -51,7 +52,11 @@ pub(crate) enum Ended {
     /// shelf.
     Whole { table: Manifest, on_shelf: OnShelf },
     /// Peers have the whole file, as they say, and this table of it.
-    TableOfPeers(PeersTable),
+    TableOfPeers {
+        table: PeersTable,
+        /// What has come of it.
+        came: Arc<ProvisionalContent>,
+    },
 }
 
 /// An undescribed download.
@@ -69,27 +74,28 @@ pub(crate) struct Undescribed<'a> {
 }
 
 impl Undescribed<'_> {
-    /// Fetches the whole file into the partial file. Peers in `shut_out` are not asked; those that turn
-    /// out to have sent wrong bytes come to be among them.
+    /// Fetches the whole file into the partial file. Peers that turn out to have sent wrong bytes come to be
+    /// distrusted.
     pub(crate) async fn run(
         self,
-        shut_out: &mut BTreeSet<PeerId>,
+        distrusted: &mut Distrusted,
         meter: &mut Meter,
     ) -> Result<Ended, UndescribedError> {
         let file = self.partial.reader()?;
         let content = Arc::new(ProvisionalContent::new(self.key, self.segments, file));
         self.resume(&content).await?;
         meter.start(Some(self.segments.file_length()));
-        self.recount(&content, meter);
+        meter.recount(content.sources_of(&content.done.segments()));
         let on_shelf = self
             .shared
             .shelf
             .put(Local::Provisional(Arc::clone(&content)));
-        self.fetch(&content, true, shut_out, meter).await?;
+        self.fetch(&content, true, &distrusted.peers, meter).await?;
         if let Some(expected) = self.first_wrong_digest().await? {
-            let repaired = self.repair(expected, &content, shut_out, meter).await?;
+            let repaired = self.repair(expected, &content, distrusted, meter).await?;
             if let Some(table) = repaired {
-                return Ok(Ended::TableOfPeers(table));
+                let came = content;
+                return Ok(Ended::TableOfPeers { table, came });
             }
         }
         let table = self.table_of(&content)?;
@@ -134,18 +140,18 @@ impl Undescribed<'_> {
         &self,
         expected: Digest,
         content: &Arc<ProvisionalContent>,
-        shut_out: &mut BTreeSet<PeerId>,
+        distrusted: &mut Distrusted,
         meter: &mut Meter,
     ) -> Result<Option<PeersTable>, UndescribedError> {
         tracing::warn!(
             swarm = %self.key.swarm_id(),
             "the whole file has another digest: somebody sent wrong bytes, which are looked for"
         );
-        let mut repair = self.begin_repair(content, shut_out).await;
-        self.wait_for_turn(shut_out).await;
+        let mut repair = self.begin_repair(content, &distrusted.peers).await;
+        self.wait_for_turn(&distrusted.peers).await;
         loop {
             let length = Some(self.segments.file_length());
-            let heard = hearsay::ask(self.shared, self.key, length, shut_out).await;
+            let heard = hearsay::ask(self.shared, self.key, length, distrusted).await;
             if heard.table.is_some() {
                 return Ok(heard.table);
             }
@@ -164,8 +170,8 @@ impl Undescribed<'_> {
             for index in batch.segments.iter() {
                 content.doubt(index);
             }
-            self.recount(content, meter);
-            let mut but = shut_out.clone();
+            meter.recount(content.sources_of(&content.done.segments()));
+            let mut but = distrusted.peers.clone();
             but.extend(&batch.suspects);
             let from_peers = self.remote.is_none();
             self.fetch(content, from_peers, &but, meter).await?;
@@ -179,12 +185,12 @@ impl Undescribed<'_> {
                 repair.handle_match();
             }
             for (peer, segments) in repair.wrong() {
-                if shut_out.insert(*peer) {
-                    tracing::warn!(%peer, segments, "a peer sent wrong bytes and is shut out");
+                if distrusted.peers.insert(*peer) {
+                    name_wrong(*peer, *segments);
                 }
             }
             if wrong.is_none() {
-                self.recount(content, meter);
+                meter.recount(content.sources_of(&content.done.segments()));
                 return Ok(None);
             }
         }
@@ -221,21 +227,6 @@ impl Undescribed<'_> {
             let bytes = self.segments.file_length();
             tokio::time::sleep(turn(linux::random(), self.pace, bytes)).await;
         }
-    }
-
-    /// Counts anew where the bytes that are there came from.
-    fn recount(&self, content: &ProvisionalContent, meter: &mut Meter) {
-        let done = content.done.segments();
-        let (mut origin, mut peers, mut local) = (0, 0, 0);
-        for segment in self.segments.iter().filter(|s| done.contains(s.index)) {
-            let bytes = match content.held(segment.index).map(|held| held.from) {
-                Some(Provenance::Origin) => &mut origin,
-                Some(Provenance::Peer(_)) => &mut peers,
-                Some(Provenance::Unknown) | None => &mut local,
-            };
-            *bytes += u64::from(segment.length);
-        }
-        meter.recount(origin, peers, local);
     }
 
     fn table_of(&self, content: &ProvisionalContent) -> Result<Manifest, PartialError> {

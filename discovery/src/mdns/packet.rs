@@ -15,6 +15,8 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 /// The service's name. It is Branchline's own, so other libp2p programs (`_p2p._udp`) and
 /// Branchline never see each other's announcements.
 const SERVICE: &str = "_branchline._udp.local.";
+/// Its first label.
+const LABEL: &[u8] = b"_branchline";
 /// How long an announcement holds, in seconds. Two minutes are RFC 6762's value for records that
 /// depend on a host's address; half a minute more lets two announcements in a row get lost.
 pub(crate) const TTL_SECS: u32 = 150;
@@ -81,6 +83,14 @@ fn address_data(address: IpAddr) -> RData {
         IpAddr::V4(v4) => RData::A(A(v4)),
         IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
     }
+}
+
+/// Whether it is worth reading: the service's label is in every packet about the service, for names
+/// are compressed by whole labels. Most of a LAN's mDNS is about printers and televisions.
+pub(crate) fn may_concern_us(bytes: &[u8]) -> bool {
+    bytes
+        .windows(LABEL.len())
+        .any(|window| window.eq_ignore_ascii_case(LABEL))
 }
 
 /// Reads a packet; `None` when it is malformed or no business of Branchline's.
@@ -175,6 +185,7 @@ mod tests {
     fn an_announcement_survives_the_wire_within_one_datagram() {
         let bytes = encode_announcement(&announcement()).expect("encoded");
         assert!(bytes.len() < 512, "{} bytes", bytes.len());
+        assert!(may_concern_us(&bytes));
         assert_eq!(
             decode(&bytes),
             Some(Packet::Announcements(vec![announcement()]))
@@ -184,11 +195,14 @@ mod tests {
     #[test]
     fn a_query_for_the_service_is_one_and_for_another_is_not() {
         let bytes = encode_query().expect("encoded");
+        assert!(may_concern_us(&bytes));
         assert_eq!(decode(&bytes), Some(Packet::Query));
         let mut other = Message::new(0, MessageType::Query, OpCode::Query);
         let name = Name::from_ascii("_p2p._udp.local.").expect("a name");
         other.add_query(Query::query(name, RecordType::PTR));
-        assert_eq!(decode(&other.to_vec().expect("encoded")), None);
+        let other = other.to_vec().expect("encoded");
+        assert!(!may_concern_us(&other));
+        assert_eq!(decode(&other), None);
     }
 
     #[test]

@@ -2,14 +2,22 @@
 
 use std::time::{Duration, Instant};
 
-/// When an interface comes up the agent asks and announces at once, and again at these times after
-/// it, for the case that a packet is lost; RFC 6762 section 8.3 wants two announcements or more.
-const STARTUP: [Duration; 4] = [
+/// When an interface comes up the agent announces itself at once, and again at these times after it,
+/// for the case that a packet is lost: RFC 6762 section 8.3 wants two announcements or more, with
+/// growing gaps. The late ones are for switches that forward nothing for 30 s after a cable was
+/// plugged in (spanning tree, IEEE 802.1D).
+const STARTUP: [Duration; 7] = [
     Duration::ZERO,
     Duration::from_millis(300),
     Duration::from_secs(1),
     Duration::from_secs(3),
+    Duration::from_secs(7),
+    Duration::from_secs(15),
+    Duration::from_secs(31),
 ];
+/// With so many of them it asks, too. Who hears an announcement connects, so that asking only makes
+/// it faster; and every agent answers.
+const QUERIES: usize = 4;
 /// Afterwards it announces this often, so that agents that were cut off are found again. Only
 /// announcements repeat: a repeated query would make all N agents answer each of N.
 const REPEAT: Duration = Duration::from_secs(60);
@@ -76,11 +84,12 @@ impl Schedule {
         let startup = STARTUP
             .get(self.startup_sent)
             .is_some_and(|after| self.started + *after <= now);
+        let asks = startup && self.startup_sent < QUERIES;
         self.startup_sent += usize::from(startup);
         self.answer_due = None;
         self.announced = Some(now);
         self.next_repeat = now + REPEAT + part(REPEAT_JITTER, random);
-        Some(if startup {
+        Some(if asks {
             Send::QueryAndAnnouncement
         } else {
             Send::Announcement
@@ -109,25 +118,23 @@ mod tests {
     #[test]
     fn it_asks_at_once_and_then_falls_silent_for_a_minute() {
         let start = Instant::now();
-        let sent = sends(&mut Schedule::new(start), start, Duration::from_secs(130));
-        let startup = STARTUP.map(|after| (after, Send::QueryAndAnnouncement));
-        assert_eq!(sent[..4], startup);
-        let repeats: Vec<_> = sent[4..]
+        let sent = sends(&mut Schedule::new(start), start, Duration::from_secs(160));
+        let queries = STARTUP.map(|after| (after, Send::QueryAndAnnouncement));
+        assert_eq!(sent[..QUERIES], queries[..QUERIES]);
+        let announced: Vec<_> = sent[QUERIES..]
             .iter()
             .map(|(after, send)| (after.as_secs(), *send))
             .collect();
-        assert_eq!(
-            repeats,
-            [(63, Send::Announcement), (123, Send::Announcement)]
-        );
+        let expected = [7, 15, 31, 91, 151].map(|secs| (secs, Send::Announcement));
+        assert_eq!(announced, expected);
     }
 
     #[test]
     fn a_hundred_queries_get_one_answer_a_second() {
         let start = Instant::now();
         let mut schedule = Schedule::new(start);
-        sends(&mut schedule, start, Duration::from_secs(10));
-        let asked = start + Duration::from_secs(20);
+        sends(&mut schedule, start, Duration::from_secs(40));
+        let asked = start + Duration::from_secs(50);
         for n in 0..100 {
             schedule.handle_query(asked + Duration::from_millis(n / 10), n * 12_345);
         }

@@ -127,12 +127,22 @@ impl<'h> Agent<'h> {
 
     /// Starts it and waits until it listens.
     pub(crate) fn start(&mut self, config: &Value) {
+        self.spawn(config);
+        self.wait_until_ready();
+    }
+
+    /// Starts it.
+    pub(crate) fn spawn(&mut self, config: &Value) {
         let mut command = self.host.command(&example("discovery-probe"));
         command.arg(self.folder.path().join("identity"));
         command.args([self.exchange_port.to_string(), config.to_string()]);
-        let process = Process::spawn(command);
-        process.find("the probe is ready", |lines| lines.first().map(drop));
-        self.process = Some(process);
+        self.process = Some(Process::spawn(command));
+    }
+
+    /// Waits until it listens.
+    pub(crate) fn wait_until_ready(&self) {
+        self.process()
+            .find("the probe is ready", |lines| lines.first().map(drop));
     }
 
     /// SIGKILL.
@@ -161,6 +171,26 @@ impl<'h> Agent<'h> {
             return Members::new();
         };
         serde_json::from_value(last["members"].clone()).expect("members by peer id")
+    }
+
+    pub(crate) fn line_count(&self) -> usize {
+        self.process().lines().len()
+    }
+
+    /// The longest time without any member, from this line on.
+    pub(crate) fn longest_alone_since(&self, line: usize) -> Duration {
+        let lines = self.process().lines();
+        let (mut longest_ms, mut alone_from_ms) = (0, None);
+        for line in lines.iter().skip(line) {
+            let at_ms = line["unix_ms"].as_u64().expect("a time");
+            let is_alone = line["members"].as_object().expect("members").is_empty();
+            if is_alone {
+                alone_from_ms.get_or_insert(at_ms);
+            } else if let Some(from_ms) = alone_from_ms.take() {
+                longest_ms = longest_ms.max(at_ms.saturating_sub(from_ms));
+            }
+        }
+        Duration::from_millis(longest_ms)
     }
 
     pub(crate) fn status(&self) -> Value {

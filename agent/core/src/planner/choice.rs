@@ -11,7 +11,7 @@ use crate::swarm::{BlockIndex, BlockRange, Blocks};
 use crate::{SegmentRange, SegmentSet};
 
 /// Adjacent segments of about so many bytes go into one request.
-const REQUEST_BYTES: u64 = 1 << 20;
+pub(super) const REQUEST_BYTES: u64 = 1 << 20;
 
 /// The segments that are neither there nor on their way.
 #[derive(Debug)]
@@ -120,10 +120,12 @@ pub(super) fn choose(
     availability: &Availability,
     peers: u32,
     lengths: &[u32],
+    most_bytes: u64,
     rng: &mut Xoshiro256PlusPlus,
 ) -> Option<SegmentRange> {
+    let most_bytes = most_bytes.min(REQUEST_BYTES);
     if availability.full == peers {
-        return first_range(&open.set, have, lengths);
+        return first_range(&open.set, have, lengths, most_bytes);
     }
     let count = open.blocks.count();
     let turn = rng.random_range(0..count.max(1));
@@ -139,7 +141,7 @@ pub(super) fn choose(
         if best.as_ref().is_some_and(|(least, _, _)| level >= *least) {
             continue;
         }
-        if let Some(first) = open.set.first_also_in_range(have, range) {
+        if let Some(first) = any_also_in_range(&open.set, have, range, rng) {
             best = Some((level, first, range));
             if level <= 1 {
                 break;
@@ -148,19 +150,34 @@ pub(super) fn choose(
     }
     let (level, first, range) = best?;
     if level >= peers {
-        return first_range(&open.set, have, lengths);
+        return first_range(&open.set, have, lengths, most_bytes);
     }
-    range_from(&open.set, have, lengths, first, range.end())
+    range_from(&open.set, have, lengths, first, range.end(), most_bytes)
 }
 
-/// The first run of segments that are in both sets, of about [`REQUEST_BYTES`].
+/// The first run of segments that are in both sets, of about so many bytes.
 pub(super) fn first_range(
     wanted: &SegmentSet,
     have: &SegmentSet,
     lengths: &[u32],
+    most_bytes: u64,
 ) -> Option<SegmentRange> {
     let first = wanted.first_also_in(have)?;
-    range_from(wanted, have, lengths, first, wanted.size())
+    range_from(wanted, have, lengths, first, wanted.size(), most_bytes)
+}
+
+/// A segment of `range` that is in both sets: the first from a place drawn by chance on, so that
+/// those who ask one peer for the same block at once do not all begin at its first segment.
+fn any_also_in_range(
+    wanted: &SegmentSet,
+    have: &SegmentSet,
+    range: SegmentRange,
+    rng: &mut Xoshiro256PlusPlus,
+) -> Option<SegmentIndex> {
+    let from = rng.random_range(range.first().0..range.end());
+    SegmentRange::new(SegmentIndex(from), range.end() - from)
+        .and_then(|rest| wanted.first_also_in_range(have, rest))
+        .or_else(|| wanted.first_also_in_range(have, range))
 }
 
 fn range_from(
@@ -169,13 +186,14 @@ fn range_from(
     lengths: &[u32],
     first: SegmentIndex,
     end: u32,
+    most_bytes: u64,
 ) -> Option<SegmentRange> {
     let mut bytes = 0;
     let count = (first.0..end)
         .map(SegmentIndex)
         .take_while(|index| wanted.contains(*index) && have.contains(*index))
         .take_while(|index| {
-            let room = bytes < REQUEST_BYTES;
+            let room = bytes < most_bytes;
             bytes += u64::from(lengths.get(index.0 as usize).copied().unwrap_or(0));
             room
         })

@@ -6,6 +6,7 @@ use std::time::Instant;
 use branchline_hashing::SegmentIndex;
 use rand::RngExt;
 
+use super::neighbours::Neighbours;
 use super::origin::{Right, first_run};
 use super::{Action, OriginAccess, Planner, RunFailure};
 use crate::swarm::{BlockRange, BlockSet, Grant};
@@ -17,6 +18,10 @@ const MOST_OWN_BLOCKS: u64 = 4;
 
 /// Runs by own right at the first moment of impatience, when others may yet bring what they lease.
 const FIRST_OWN_RUNS: usize = 2;
+
+/// A turn of those that have lost patience: the origin's round trip, a block and a have-update take less than a
+/// quarter of the wait, and in a branch of a hundred the last one begins 1.75 waits later.
+const TURNS_IN_A_WAIT: u32 = 4;
 
 impl Planner {
     /// The origin's answer to `run` has ended; what did not arrive is open again.
@@ -123,6 +128,10 @@ impl Planner {
         let alone = self.is_alone();
         if !alone && !self.patience.is_over(now) {
             self.own_runs = 0;
+            self.own_turn = None;
+            return;
+        }
+        if !alone && now < self.own_turn(now) {
             return;
         }
         let most = if alone {
@@ -137,6 +146,26 @@ impl Planner {
             self.own_runs += 1;
             self.fetch(now, run, Right::Own);
         }
+    }
+
+    /// When this member is the one that fetches what others have not brought. All lose patience at one moment,
+    /// often for the same few blocks: as many as there are blocks for begin at once, the others in turns of
+    /// twice as many each time, for what one fetches all have soon.
+    fn own_turn(&mut self, now: Instant) -> Instant {
+        if let Some(turn) = self.own_turn {
+            return turn;
+        }
+        let swarm = self.neighbours.as_ref().map_or(1, Neighbours::swarm_size);
+        let missing = self.blocks.count() - self.held.len();
+        let draw = self.rng.random_range(0..swarm.max(1));
+        let mut begin = (missing as usize / 2).max(1);
+        let mut turn = self.patience.until().max(now);
+        while begin <= draw {
+            begin *= 2;
+            turn += self.patience.wait() / TURNS_IN_A_WAIT;
+        }
+        self.own_turn = Some(turn);
+        turn
     }
 
     fn next_own_run(&mut self, now: Instant) -> Option<SegmentRange> {

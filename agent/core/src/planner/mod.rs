@@ -85,6 +85,8 @@ pub struct Planner {
     leases: Vec<BlockRange>,
     /// Runs by own right since others brought something; and where the next one begins.
     own_runs: usize,
+    /// When it is this member's turn to begin them; drawn when it has lost patience.
+    own_turn: Option<Instant>,
     own_next: SegmentIndex,
     patience: Patience,
     /// The blocks that are there, those not reported yet, and how many segments each lacks.
@@ -136,6 +138,7 @@ impl Planner {
             origin: OriginPlan::new(origin),
             leases: Vec::new(),
             own_runs: 0,
+            own_turn: None,
             own_next: SegmentIndex(0),
             patience,
             unreported: held.clone(),
@@ -159,15 +162,14 @@ impl Planner {
         let Sharing {
             me,
             swarm,
-            mut members,
+            members,
             enrolment,
         } = sharing;
-        members.remove(&me);
         self.enrolment = Some(
             enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, answer_patience)),
         );
         self.grace_until = Some(now + JOIN_GRACE.min(answer_patience));
-        self.neighbours = Some(Neighbours::new(members));
+        self.neighbours = Some(Neighbours::new(&members, me, &mut self.rng));
         // The steward knows nothing of what this member would fetch.
         self.news.urgent = true;
         self.own_next = self.any_place();
@@ -227,6 +229,10 @@ impl Planner {
                 Some(self.patience.until()).filter(|_| !self.is_alone()),
                 "others to bring what they fetch",
             ),
+            later(
+                self.own_turn.filter(|_| !self.is_alone()),
+                "its turn among those that waited too long",
+            ),
             later(self.origin.next_stall(), "the origin"),
             self.peers.next_deadline(),
             self.neighbours
@@ -278,9 +284,8 @@ impl Planner {
             enrolment.handle_members(now, members);
         }
         if let Some(neighbours) = &mut self.neighbours {
-            let mut others = members.clone();
-            others.retain(|member| Some(*member) != self.me);
-            neighbours.set_members(others);
+            let me = self.me.expect("who has neighbours knows itself");
+            neighbours.set_members(members, me, &mut self.rng);
         }
         self.plan(now);
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::IteratorRandom;
 
 use super::{Deadline, JoinFailure};
 use crate::PeerId;
@@ -19,7 +20,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// The shortest time between two questions to one member.
 const REFRESH: Duration = Duration::from_millis(500);
 
-/// Peers that stewards named and that are kept in mind.
+/// Peers that stewards named and that are kept in mind; and members of the branch that are, so that each of ten
+/// thousand need not keep all.
 const MAX_KNOWN: usize = 256;
 
 #[derive(Debug)]
@@ -31,7 +33,12 @@ pub(super) struct Neighbours {
     first_asked: usize,
     /// Members that a steward named.
     known: BTreeSet<PeerId>,
-    members: BTreeSet<PeerId>,
+    /// How many stewards have named so far, some more than once.
+    named: usize,
+    /// Some of the branch's other members, drawn by chance; all, where they are few.
+    members: Vec<PeerId>,
+    /// How many others the branch has.
+    others: usize,
     /// Whether somebody may be there to be asked.
     look: bool,
 }
@@ -45,27 +52,44 @@ enum State {
 }
 
 impl Neighbours {
-    pub(super) fn new(members: BTreeSet<PeerId>) -> Self {
-        Self {
+    /// None yet, in the branch of these `members`, this agent among them or not.
+    pub(super) fn new(
+        members: &BTreeSet<PeerId>,
+        me: PeerId,
+        rng: &mut Xoshiro256PlusPlus,
+    ) -> Self {
+        let mut neighbours = Self {
             peers: BTreeMap::new(),
             active: 0,
             first_asked: 0,
             known: BTreeSet::new(),
-            members,
+            named: 0,
+            members: Vec::new(),
+            others: 0,
             look: true,
-        }
+        };
+        neighbours.set_members(members, me, rng);
+        neighbours
     }
 
-    pub(super) fn set_members(&mut self, members: BTreeSet<PeerId>) {
+    pub(super) fn set_members(
+        &mut self,
+        members: &BTreeSet<PeerId>,
+        me: PeerId,
+        rng: &mut Xoshiro256PlusPlus,
+    ) {
         let gone = |state: &State| matches!(state, State::Rests { .. });
         self.peers
             .retain(|peer, state| members.contains(peer) || !gone(state));
-        self.members = members;
+        let others = || members.iter().filter(|member| **member != me);
+        self.others = others().count();
+        self.members = others().copied().sample(rng, MAX_KNOWN);
         self.look = true;
     }
 
     /// A steward named it. One that did not take part when it was asked does by now.
     pub(super) fn named(&mut self, peer: PeerId) {
+        self.named += 1;
         if self.known.len() < MAX_KNOWN {
             self.known.insert(peer);
         }
@@ -88,7 +112,18 @@ impl Neighbours {
 
     /// Whether the branch is so small that all its members can be asked.
     pub(super) fn branch_is_small(&self) -> bool {
-        self.members.len() <= MAX_NEIGHBOURS
+        self.others <= MAX_NEIGHBOURS
+    }
+
+    /// How many members the swarm has, about: a steward that named fewer than a member can have
+    /// named all; else the branch's number bounds it.
+    pub(super) fn swarm_size(&self) -> usize {
+        let others = if self.named < MAX_NEIGHBOURS {
+            self.named
+        } else {
+            self.others
+        };
+        others + 1
     }
 
     /// The next member to be asked: one that a steward named, else, if all members may be asked, any.

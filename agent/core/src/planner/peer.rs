@@ -16,9 +16,9 @@ const FIRST_WINDOW_BYTES: u64 = 2 << 20;
 /// next request (LAN round trips are below 1 ms, scheduling on a busy machine below 50 ms).
 const WINDOW_TIME_MS: u64 = 300;
 
-/// The bounds of that window: the lower keeps a slow peer useful, the upper bounds what is lost
-/// with a peer.
-const WINDOW_BYTES: std::ops::RangeInclusive<u64> = (512 << 10)..=(48 << 20);
+/// The bounds of that window: the lower keeps a slow peer useful, and is so small that many who ask one for the
+/// same block soon have different parts of it to give each other; the upper bounds what is lost with a peer.
+const WINDOW_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(48 << 20);
 
 /// A rate is measured over at least so long.
 const RATE_WINDOW: Duration = Duration::from_millis(100);

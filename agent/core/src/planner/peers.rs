@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use branchline_hashing::SegmentIndex;
 use rand::rngs::Xoshiro256PlusPlus;
 
-use super::choice::{Availability, Open, choose, first_range};
+use super::choice::{Availability, Open, REQUEST_BYTES, choose, first_range};
 use super::peer::{Peer, Rate};
 use super::{PEER_STALL, STALLS_ALLOWED, Source};
 use crate::swarm::Blocks;
@@ -122,7 +122,8 @@ impl Peers {
             if peer.have.insert(index) {
                 self.availability.add_one(index, peer.have.is_full());
                 peer.exhausted = false;
-                self.held = None;
+                // What another holds already changes nothing in what all hold together.
+                self.held = self.held.take().filter(|(_, held)| held.contains(index));
             }
         }
     }
@@ -322,7 +323,16 @@ impl Peers {
                     **id,
                 )
             })?;
-            match choose(open, &peer.have, &self.availability, peers, lengths, rng) {
+            let most = peer.window_bytes().saturating_sub(peer.owed_bytes);
+            match choose(
+                open,
+                &peer.have,
+                &self.availability,
+                peers,
+                lengths,
+                most,
+                rng,
+            ) {
                 Some(range) => {
                     let id = *id;
                     self.charge(now, id, range, lengths);
@@ -357,7 +367,12 @@ impl Peers {
             .iter()
             .filter(|(id, peer)| *id != slowest_id && peer.owed.is_empty() && !peer.rests(now))
             .filter(|(_, peer)| takes_less_than(slowest.owed_bytes, peer, wait / 2))
-            .find_map(|(id, peer)| Some((*id, first_range(&wanted, &peer.have, lengths)?)))?;
+            .find_map(|(id, peer)| {
+                Some((
+                    *id,
+                    first_range(&wanted, &peer.have, lengths, REQUEST_BYTES)?,
+                ))
+            })?;
         self.charge(now, id, range, lengths);
         Some((id, range))
     }

@@ -74,6 +74,7 @@ pub struct ManifestPlan {
     enrolment: Enrolment,
     blocks: Blocks,
     me: PeerId,
+    /// The branch's members, where they are few.
     members: BTreeSet<PeerId>,
     /// Whom was asked, and whether an answer is due.
     asked: BTreeMap<PeerId, Ask>,
@@ -238,11 +239,12 @@ impl ManifestPlan {
 
     /// In a small branch all members are asked at once: one may have had it for long.
     fn ask_members(&mut self, members: &BTreeSet<PeerId>) {
+        if members.len() > MAX_NEIGHBOURS {
+            return;
+        }
         let new: Vec<PeerId> = members.difference(&self.members).copied().collect();
         self.members.clone_from(members);
-        if members.len() <= MAX_NEIGHBOURS {
-            new.into_iter().for_each(|peer| self.ask(peer));
-        }
+        new.into_iter().for_each(|peer| self.ask(peer));
     }
 
     /// Who failed is asked again when a steward names it: it has the manifest by now.

@@ -2,6 +2,7 @@
 //!
 //! `docs/swarm.md` has the protocol, its deadlines and the reason of each constant.
 
+mod announcements;
 mod blocks;
 mod enrolment;
 mod manifest_plan;
@@ -9,6 +10,7 @@ mod message;
 mod rendezvous;
 mod steward;
 
+pub use announcements::{AnnouncementWord, Announcements, MAX_ANNOUNCEMENTS};
 pub use blocks::{BlockIndex, BlockRange, BlockSet, Blocks, MAX_BLOCKS};
 pub use enrolment::{
     ALONE_AGAIN, Enrolment, IDLE_REPORT_EVERY, MOVES_AFTER, REPORT_EVERY, SETTLES,
@@ -22,5 +24,5 @@ pub use message::{
 pub use rendezvous::first_in_rank;
 pub use steward::{
     GONE_LINGERS, GrantedTotals, LEASE_LASTS, LESSEE_SILENCE, MANIFEST_LEASE, MAX_LESSEES,
-    MAX_STEWARD_BYTES, MEMBER_SILENCE, Steward, Told,
+    MAX_STEWARD_BYTES, MEMBER_SILENCE, SPREADS_WITHIN, Steward, Told,
 };

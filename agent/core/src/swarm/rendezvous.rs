@@ -26,7 +26,10 @@ pub fn first_in_rank(
         ranked.truncate(count);
     }
     ranked.sort_unstable();
-    ranked.into_iter().map(|(_, member)| member).collect()
+    let mut first: Vec<PeerId> = ranked.into_iter().map(|(_, member)| member).collect();
+    // Collected in place, it would keep the room of all members.
+    first.shrink_to_fit();
+    first
 }
 
 fn weight(swarm: &SwarmId, member: &PeerId) -> [u8; 32] {

@@ -83,6 +83,11 @@ impl Ledger {
         }
     }
 
+    /// How many members hold `block`.
+    pub(super) fn holders(&self, block: BlockIndex) -> u32 {
+        self.holders[block.0 as usize]
+    }
+
     /// One member less holds `block`.
     pub(super) fn let_go(&mut self, block: BlockIndex) {
         let at = block.0 as usize;

@@ -14,6 +14,10 @@ pub(super) struct Member {
     pub(super) heard: Instant,
     /// It gave a lease back: nothing is granted to it before.
     pub(super) rests_until: Option<Instant>,
+    /// Since when it wants a lease, without a break.
+    pub(super) wants_since: Option<Instant>,
+    /// Nobody gets from it what it fetches: while others want leases it gets none.
+    pub(super) shut_out: bool,
     /// How many peers it was told of, and when last.
     pub(super) told: usize,
     pub(super) told_at: Instant,
@@ -42,6 +46,8 @@ impl Member {
             presence: Presence::Live,
             heard: now,
             rests_until: None,
+            wants_since: None,
+            shut_out: false,
             told: 0,
             told_at: now,
             due: None,
@@ -66,6 +72,9 @@ impl Member {
     }
 
     pub(super) fn wants_run(&self, now: Instant) -> bool {
-        self.is_live() && self.want.runs > 0 && self.rests_until.is_none_or(|until| until <= now)
+        self.is_live()
+            && self.want.runs > 0
+            && !self.shut_out
+            && self.rests_until.is_none_or(|until| until <= now)
     }
 }

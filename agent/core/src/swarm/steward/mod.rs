@@ -5,7 +5,8 @@
 //!
 //! Invariants, for each swarm (and way of dividing it into blocks):
 //! - no block is leased to two members at once;
-//! - a block that a live member has reported held is never leased;
+//! - a block that a live member has reported held is not leased, unless nobody has got it from there within
+//!   [`SPREADS_WITHIN`];
 //! - at most [`MAX_LESSEES`] live members hold leases;
 //! - a block that is neither held nor leased is granted as soon as a member that may have it wants it;
 //! - an agent's announcement that it holds all counts as holding all;
@@ -19,6 +20,7 @@ mod ledger;
 mod member;
 mod queue;
 mod roster;
+mod spread;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -56,6 +58,11 @@ pub const LESSEE_SILENCE: Duration = Duration::from_secs(4);
 /// reports are missing then.
 pub const MEMBER_SILENCE: Duration = Duration::from_secs(10);
 
+/// A block that nobody but its fetcher holds after so long, while others have waited for leases as long, is
+/// leased again, and its fetcher gets no more: it lies, sends slowly, or is not reached. Members without
+/// leases report every three seconds what they got.
+pub const SPREADS_WITHIN: Duration = Duration::from_secs(5);
+
 /// What a member held and leased when its stream ended counts for so long: members that move to
 /// another steward go on with both, and all will have moved by then.
 pub const GONE_LINGERS: Duration = Duration::from_secs(2);
@@ -73,6 +80,10 @@ const MANIFEST_FANOUT: usize = 8;
 
 /// A member is told of so many peers: as many neighbours as it can have.
 const NEIGHBOURS_TOLD: usize = 24;
+
+/// Of the peers a member is told of, one in so many has announced that it holds everything, while there are
+/// members enough: those few would otherwise serve everybody.
+const HOLDERS_NAMED_OF: usize = 6;
 
 /// Members that lack neighbours hear of new members together, this long after the first.
 const NEWS_COALESCED: Duration = Duration::from_millis(100);
@@ -98,7 +109,7 @@ const TABLE_BYTES: usize = 2048;
 /// ten thousand at one; of one agent; agents kept for one content.
 const MAX_ANNOUNCED: usize = 65_536;
 const ANNOUNCED_OF_ONE: usize = 16_384;
-const ANNOUNCERS_KEPT: usize = 16;
+const ANNOUNCERS_KEPT: usize = 64;
 
 const _: () = assert!(NEIGHBOURS_TOLD <= MAX_ANSWER_PEERS, "an answer holds them");
 

@@ -6,15 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use rand::Rng;
+use rand::seq::SliceRandom;
 
 use super::ledger::Ledger;
 use super::member::{Member, Presence};
 use super::queue::Queue;
 use super::roster::Roster;
+use super::spread::Spread;
 use super::{
-    GONE_LINGERS, LEASE_LASTS, LESSEE_SILENCE, MANIFEST_FANOUT, MANIFEST_LEASE, MAX_LESSEES,
-    MEMBER_SILENCE, NEIGHBOURS_TOLD, NEWS_COALESCED, PEERS_REFRESHED, REFRESH_EVERY,
-    RETURNED_RESTS, RUNS_IN_ALL, RUNS_OF_ONE,
+    GONE_LINGERS, HOLDERS_NAMED_OF, LEASE_LASTS, LESSEE_SILENCE, MANIFEST_FANOUT, MANIFEST_LEASE,
+    MAX_LESSEES, MEMBER_SILENCE, NEIGHBOURS_TOLD, NEWS_COALESCED, PEERS_REFRESHED, REFRESH_EVERY,
+    RETURNED_RESTS, RUNS_IN_ALL, RUNS_OF_ONE, SPREADS_WITHIN,
 };
 use crate::PeerId;
 use crate::swarm::{
@@ -39,6 +41,7 @@ pub(super) struct Table {
     news_at: Option<Instant>,
     /// Agents that hold the whole content without being members.
     announcers: BTreeSet<PeerId>,
+    spread: Spread,
     manifest_fetcher: Option<(PeerId, Instant)>,
     manifest_waiters: Queue,
     /// How many of those may be told of somebody who has it.
@@ -61,6 +64,7 @@ impl Table {
             news: Roster::default(),
             news_at: None,
             announcers,
+            spread: Spread::default(),
             manifest_fetcher: None,
             manifest_waiters: Queue::default(),
             manifest_room: 0,
@@ -119,6 +123,10 @@ impl Table {
         for block in report.held.iter() {
             if member.held.insert(block) {
                 self.ledger.hold(now, from, block);
+                if self.ledger.holders(block) == 1 {
+                    let most = 2 * member.held.size() as usize;
+                    self.spread.watch(now, block, from, most);
+                }
             }
         }
         member.presence = Presence::Live;
@@ -173,7 +181,41 @@ impl Table {
             self.resting.remove(&(at, id));
             self.take_place(now, id);
         }
+        self.lease_unspread_again(now);
         self.go_on(now, rng);
+    }
+
+    /// Blocks that nobody gets from who fetched them are free again.
+    fn lease_unspread_again(&mut self, now: Instant) {
+        for look in self.spread.take_due(now) {
+            let (block, holder) = (look.block, look.holder);
+            let waits = self.somebody_else_waits_long(now, holder);
+            let Some(member) = self.members.get_mut(&holder) else {
+                continue;
+            };
+            if self.ledger.holders(block) != 1 || !member.counts() || !member.held.contains(block) {
+                continue;
+            }
+            if !waits {
+                let most = 2 * member.held.size() as usize;
+                self.spread.watch(now, block, holder, most);
+                continue;
+            }
+            member.held.remove(block);
+            member.shut_out = true;
+            self.ledger.let_go(block);
+            self.queue.remove(holder);
+        }
+    }
+
+    fn somebody_else_waits_long(&self, now: Instant, holder: PeerId) -> bool {
+        let long = |since: Instant| since + SPREADS_WITHIN <= now;
+        let waits = |id: &PeerId| {
+            let member = self.members.get(id);
+            *id != holder && member.and_then(|m| m.wants_since).is_some_and(long)
+        };
+        // Those that fetch may stand before those that only wait.
+        self.queue.iter().take(2 * MAX_LESSEES).any(|id| waits(&id))
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -183,6 +225,7 @@ impl Table {
             self.due.first().map(|(at, _)| *at),
             self.resting.first().map(|(at, _)| *at),
             fetcher.filter(|_| !self.manifest_waiters.is_empty()),
+            self.spread.next_due(),
             self.news_at,
         ]
         .into_iter()
@@ -245,10 +288,16 @@ impl Table {
     }
 
     fn take_place(&mut self, now: Instant, id: PeerId) {
-        let member = self.members.get(&id);
-        if member.is_some_and(|member| member.wants_run(now)) {
+        let nobody_waits = self.queue.is_empty();
+        let Some(member) = self.members.get_mut(&id) else {
+            return self.queue.remove(id);
+        };
+        member.shut_out &= !nobody_waits;
+        if member.wants_run(now) {
+            member.wants_since.get_or_insert(now);
             self.queue.push(id);
         } else {
+            member.wants_since = None;
             self.queue.remove(id);
         }
     }
@@ -506,10 +555,15 @@ impl Table {
         } else {
             0
         };
-        let mut peers: Vec<PeerId> = self.announcers.iter().copied().collect();
-        peers.retain(|peer| *peer != id);
-        peers.truncate(count / 2);
-        peers.extend(self.serving.draw(rng, count - peers.len(), id));
+        let mut peers = self.serving.draw(rng, count, id);
+        // Some that hold everything, drawn anew each time: the same few would serve everybody.
+        let mut holders: Vec<PeerId> = self.announcers.iter().copied().collect();
+        holders.retain(|holder| *holder != id && !peers.contains(holder));
+        holders.shuffle(rng);
+        let room = count - peers.len();
+        holders.truncate(room.max(count / HOLDERS_NAMED_OF));
+        peers.truncate(count - holders.len());
+        peers.extend(holders);
         if member.has_manifest && !peers.is_empty() {
             member.told += peers.len();
             member.told_at = now;

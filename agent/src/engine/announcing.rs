@@ -1,0 +1,249 @@
+//! Tells the stewards what this agent holds. One task owns the sans-IO [`Announcements`].
+//!
+//! A content counts as held from the moment its file is complete; from the start on, what the store
+//! lists. That the store has evicted some of it since, whoever joins is told by this agent itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use branchline_core::PeerId;
+use branchline_core::swarm::{AnnouncementWord, Announcements};
+use branchline_discovery::Membership;
+use branchline_exchange::{Announcer, DialError, PeerFailure};
+use branchline_hashing::SwarmId;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::planned::{changed, ids};
+use crate::engine::serving::may_be_given;
+use crate::engine::steward_desk::OwnDesk;
+use crate::engine::{Shared, far_future};
+
+/// Contents that were completed and wait to be announced; a full queue makes their downloads wait.
+const HELD_QUEUE: usize = 64;
+
+/// Words that wait for one steward; one that is further behind is lost, and told all anew.
+const WORD_QUEUE: usize = 16;
+
+/// What happened to a content of this agent.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// All of it is here, and others may have it.
+    Held(SwarmId),
+    /// It is not here any more.
+    Gone(SwarmId),
+}
+
+/// Where changes are handed over.
+#[derive(Clone)]
+pub(crate) struct HeldQueue(mpsc::Sender<Change>);
+
+impl HeldQueue {
+    /// This agent has the content now, and gives it to others. Cancel-safe.
+    pub(crate) async fn add(&self, swarm: SwarmId) {
+        // Nobody is told when the agent ends.
+        let _ended = self.0.send(Change::Held(swarm)).await;
+    }
+
+    /// This agent has it no more. Without waiting: whoever asks this agent hears it as well.
+    pub(crate) fn remove(&self, swarm: SwarmId) {
+        let _full = self.0.try_send(Change::Gone(swarm));
+    }
+}
+
+/// The queue, and what comes out of it.
+pub(crate) fn queue() -> (HeldQueue, mpsc::Receiver<Change>) {
+    let (to_task, changes) = mpsc::channel(HELD_QUEUE);
+    (HeldQueue(to_task), changes)
+}
+
+/// The running task.
+pub(crate) struct Announcing {
+    stop: CancellationToken,
+    work: JoinHandle<()>,
+}
+
+impl Announcing {
+    /// Starts the task; without a desk there is nobody to tell.
+    pub(crate) fn start(shared: &Arc<Shared>, changes: mpsc::Receiver<Change>) -> Option<Self> {
+        let own = shared.desk.as_ref()?.own();
+        let (shared, stop) = (Arc::clone(shared), CancellationToken::new());
+        let stopped = stop.clone();
+        let work = tokio::spawn(async move {
+            let teller = Teller::new(shared, own);
+            stopped.run_until_cancelled(teller.run(changes)).await;
+        });
+        Some(Self { stop, work })
+    }
+
+    /// Ends the task: those it spoke to forget what they were told.
+    pub(crate) async fn shut_down(self) {
+        self.stop.cancel();
+        if let Err(error) = self.work.await {
+            tracing::error!(%error, "the task that announces broke");
+        }
+    }
+}
+
+struct Teller {
+    shared: Arc<Shared>,
+    own: OwnDesk,
+    announcements: Announcements,
+    streams: BTreeMap<PeerId, Stream>,
+    opened_so_far: u64,
+    work: JoinSet<(PeerId, u64)>,
+}
+
+struct Stream {
+    number: u64,
+    words: mpsc::Sender<AnnouncementWord>,
+}
+
+impl Teller {
+    fn new(shared: Arc<Shared>, own: OwnDesk) -> Self {
+        Self {
+            announcements: Announcements::new(shared.me),
+            shared,
+            own,
+            streams: BTreeMap::new(),
+            opened_so_far: 0,
+            work: JoinSet::new(),
+        }
+    }
+
+    async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
+        let mut members = self.shared.members.clone();
+        let present = ids(&members.borrow_and_update());
+        self.announcements.handle_members(now(), &present);
+        let stored = self.stored().await;
+        self.announcements.handle_held(stored);
+        loop {
+            self.speak().await;
+            let deadline = self.announcements.next_deadline();
+            let until = deadline.map_or_else(far_future, |deadline| Instant::from_std(deadline.at));
+            tokio::select! {
+                Some(change) = changes.recv() => match change {
+                    Change::Held(swarm) => self.announcements.handle_held([swarm]),
+                    Change::Gone(swarm) => self.announcements.handle_released(swarm),
+                },
+                Some(members) = changed(&mut members) => {
+                    self.announcements.handle_members(now(), &ids(&members));
+                }
+                Some(ended) = self.work.join_next() => self.stream_ended(ended.ok()),
+                () = sleep_until(until) => self.announcements.handle_timeout(now()),
+            }
+        }
+    }
+
+    /// What the store lists that others may have.
+    async fn stored(&self) -> BTreeSet<SwarmId> {
+        let store = self.shared.store.clone();
+        let contents = tokio::task::spawn_blocking(move || store.contents()).await;
+        let contents = match contents {
+            Ok(Ok(contents)) => contents,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the store cannot be listed; nothing of it is announced");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        };
+        let given = contents
+            .into_iter()
+            .filter(|content| may_be_given(content.trust));
+        given.map(|content| content.key.swarm_id()).collect()
+    }
+
+    async fn speak(&mut self) {
+        while let Some(word) = self.announcements.poll_word() {
+            let (AnnouncementWord::Announce { steward, .. }
+            | AnnouncementWord::Withdraw { steward, .. }) = &word;
+            let steward = *steward;
+            if steward == self.shared.me {
+                self.own.announce(word).await;
+                continue;
+            }
+            let known = self.streams.contains_key(&steward);
+            if !known && matches!(word, AnnouncementWord::Withdraw { .. }) {
+                continue;
+            }
+            if !known {
+                self.open(steward);
+            }
+            let full = self
+                .streams
+                .get(&steward)
+                .is_some_and(|stream| stream.words.try_send(word).is_err());
+            if full {
+                self.streams.remove(&steward);
+                self.announcements.handle_lost(now(), steward);
+            }
+        }
+    }
+
+    fn open(&mut self, steward: PeerId) {
+        let Some(exchange) = &self.shared.exchange else {
+            return;
+        };
+        let members: Arc<Membership> = self.shared.membership();
+        let addresses = members
+            .member(&steward)
+            .map(|member| member.exchange_addresses.clone());
+        let announcer = exchange.announce(steward, addresses.unwrap_or_default());
+        self.opened_so_far += 1;
+        let number = self.opened_so_far;
+        let (words, to_say) = mpsc::channel(WORD_QUEUE);
+        self.streams.insert(steward, Stream { number, words });
+        self.work.spawn(async move {
+            let why = say_all(announcer, to_say).await;
+            tracing::debug!(%steward, why, "announcing at a steward has ended");
+            (steward, number)
+        });
+    }
+
+    fn stream_ended(&mut self, ended: Option<(PeerId, u64)>) {
+        let Some((steward, number)) = ended else {
+            return;
+        };
+        let current = self.streams.get(&steward);
+        if current.is_some_and(|stream| stream.number == number) {
+            self.streams.remove(&steward);
+            self.announcements.handle_lost(now(), steward);
+        }
+    }
+}
+
+/// Ends with the reason.
+async fn say_all(
+    announcer: impl Future<Output = Result<Announcer, DialError>>,
+    mut words: mpsc::Receiver<AnnouncementWord>,
+) -> String {
+    let mut announcer = match announcer.await {
+        Ok(announcer) => announcer,
+        Err(error) => return error.to_string(),
+    };
+    loop {
+        let said = tokio::select! {
+            word = words.recv() => match word {
+                Some(word) => say(&announcer, word).await,
+                None => return "nothing more is announced".to_owned(),
+            },
+            failure = announcer.ended() => Err(failure),
+        };
+        if let Err(failure) = said {
+            return failure.to_string();
+        }
+    }
+}
+
+async fn say(announcer: &Announcer, word: AnnouncementWord) -> Result<(), PeerFailure> {
+    match word {
+        AnnouncementWord::Announce { swarms, .. } => announcer.announce(swarms).await,
+        AnnouncementWord::Withdraw { swarms, .. } => announcer.withdraw(swarms).await,
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
