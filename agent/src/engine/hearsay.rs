@@ -35,6 +35,9 @@ const PEERS_ASKED: usize = 64;
 /// 460 GB in fixed segments.
 const UNKNOWN_LENGTH_LIMIT_BYTES: u64 = 64 << 20;
 
+/// The longest file that is begun on a peer's word of its length: 19 MB of memory for its segments.
+const PEERS_LENGTH_LIMIT_BYTES: u64 = 64 << 30;
+
 /// A table of fixed segments that peers have given.
 #[derive(Debug)]
 pub(crate) struct PeersTable {
@@ -140,6 +143,7 @@ struct Ballot {
 impl Ballot {
     fn count(&mut self, peer: PeerId, word: Word) {
         match word {
+            Word::FileBytes(bytes) if bytes > PEERS_LENGTH_LIMIT_BYTES => {}
             Word::FileBytes(bytes) => *self.lengths.entry(bytes).or_default() += 1,
             Word::Table(bytes) => match self.tables.iter_mut().find(|(known, _)| *known == bytes) {
                 Some((_, givers)) => {
@@ -161,10 +165,10 @@ impl Ballot {
             let manifest = Manifest::decode(&bytes).ok().filter(right)?;
             Some(PeersTable { manifest, givers })
         });
-        let longest_vote = self.lengths.into_iter().max_by_key(|(_, votes)| *votes);
+        let most_votes = self.lengths.into_iter().max_by_key(|(_, votes)| *votes);
         Hearsay {
             table,
-            file_bytes: longest_vote.map(|(bytes, _)| bytes),
+            file_bytes: most_votes.map(|(bytes, _)| bytes),
         }
     }
 }
@@ -256,6 +260,22 @@ mod tests {
         let mut ballot = Ballot::default();
         ballot.count(peer(1), Word::Table(table(b"one")));
         assert!(ballot.result(Some(101)).table.is_none());
+    }
+
+    #[test]
+    fn the_length_that_most_say_counts_unless_it_is_beyond_all_measure() {
+        let mut ballot = Ballot::default();
+        for (number, bytes) in [
+            (1, 7),
+            (2, 9),
+            (3, 9),
+            (4, u64::MAX),
+            (5, u64::MAX),
+            (6, u64::MAX),
+        ] {
+            ballot.count(peer(number), Word::FileBytes(bytes));
+        }
+        assert_eq!(ballot.result(None).file_bytes, Some(9));
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Undescribed<'_> {
         let content = Arc::new(ProvisionalContent::new(self.key, self.segments, file));
         self.resume(&content).await?;
         meter.start(Some(self.segments.file_length()));
-        meter.recount(content.sources_of(&content.done.segments()));
+        meter.count_local(content.sources_of(&content.done.segments()).local_bytes);
         let on_shelf = self
             .shared
             .shelf
@@ -148,7 +148,9 @@ impl Undescribed<'_> {
             "the whole file has another digest: somebody sent wrong bytes, which are looked for"
         );
         let mut repair = self.begin_repair(content, &distrusted.peers).await;
-        self.wait_for_turn(&distrusted.peers).await;
+        if repair.next_batch().is_some() {
+            self.wait_for_turn(&distrusted.peers).await;
+        }
         loop {
             let length = Some(self.segments.file_length());
             let heard = hearsay::ask(self.shared, self.key, length, distrusted).await;
