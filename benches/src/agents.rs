@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use branchline_lab::{Agent, Host, branchline_binary};
+use branchline_core::PeerId;
+use branchline_lab::{Agent, Finished, Host, Process, branchline_binary};
 use serde::Deserialize;
 
 use crate::threads::Cpu;
@@ -37,6 +38,7 @@ pub(crate) struct Got {
 
 #[derive(Deserialize)]
 struct Status {
+    peer_id: PeerId,
     peers: usize,
     store: StoreStatus,
 }
@@ -95,12 +97,20 @@ pub(crate) fn wait_until_listed(agent: &mut Agent, bytes: u64) -> Result<()> {
     }
 }
 
-fn wait_for_status(agent: &mut Agent, what: &str, wanted: impl Fn(&Status) -> bool) -> Result<()> {
+/// Who it is.
+pub(crate) fn peer_id(agent: &Agent) -> Result<PeerId> {
+    Ok(status(agent)?.peer_id)
+}
+
+fn status(agent: &Agent) -> Result<Status> {
+    let answer = agent.run(["status", "--json"], PATIENCE)?.success()?;
+    Ok(serde_json::from_slice(&answer.stdout)?)
+}
+
+fn wait_for_status(agent: &Agent, what: &str, wanted: impl Fn(&Status) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let answer = agent.run(["status", "--json"], PATIENCE)?.success()?;
-        let status: Status = serde_json::from_slice(&answer.stdout)?;
-        if wanted(&status) {
+        if wanted(&status(agent)?) {
             return Ok(());
         }
         ensure!(
@@ -114,11 +124,20 @@ fn wait_for_status(agent: &mut Agent, what: &str, wanted: impl Fn(&Status) -> bo
 
 /// Downloads `url` to `target` through the agent.
 pub(crate) fn get(agent: &Agent, url: &str, target: &Path) -> Result<Got> {
-    let words = ["get", url, "--json", "-o"].map(OsStr::new);
-    let args = words.into_iter().chain([target.as_os_str()]);
     let begun = Instant::now();
-    let finished = agent.run(args, PATIENCE)?.success()?;
-    let seconds = begun.elapsed().as_secs_f64();
+    let finished = start_get(agent, url, target)?.wait(PATIENCE)?;
+    got(finished, begun.elapsed().as_secs_f64())
+}
+
+/// Begins a download.
+pub(crate) fn start_get(agent: &Agent, url: &str, target: &Path) -> Result<Process> {
+    let words = ["get", url, "--json", "-o"].map(OsStr::new);
+    agent.spawn(words.into_iter().chain([target.as_os_str()]))
+}
+
+/// What came of a download that took so long and must have worked.
+pub(crate) fn got(finished: Finished, seconds: f64) -> Result<Got> {
+    let finished = finished.success()?;
     let text = finished.text();
     let line = text.lines().last().context("`get --json` was silent")?;
     let outcome: Outcome = serde_json::from_str(line)?;

@@ -12,12 +12,16 @@ mod bare;
 mod branch;
 mod casync;
 mod common_start;
+mod compare;
+mod disturbances;
 mod figures;
 mod machine;
 mod memory;
+mod never_slower;
 mod packages;
 mod profile;
 mod publish;
+mod small_file;
 mod threads;
 mod tools;
 mod transfer;
@@ -89,8 +93,16 @@ enum Name {
     Memory,
     /// Four machines one after the other over a thin WAN
     Branch,
-    /// 2, 4 and 16 machines that start together over a thin WAN
+    /// 2, 4, 16 and 50 machines that start together over a thin WAN
     CommonStart,
+    /// The same with 16 machines while something goes wrong
+    Disturbances,
+    /// A file of 100 kB in a quiet branch, beside curl
+    SmallFile,
+    /// A download while all peers are frozen, or lie, beside curl
+    NeverSlower,
+    /// 16 machines that start together, by curl, squid, BitTorrent and Branchline
+    Compare,
     /// Where the CPU goes in a transfer, by thread and, with perf, by function
     Profile,
 }
@@ -109,13 +121,17 @@ enum Internal {
 }
 
 /// What runs when nothing is named.
-const ALL: [Name; 6] = [
+const ALL: [Name; 10] = [
     Name::Transfer,
     Name::Publish,
     Name::Versions,
     Name::Memory,
     Name::Branch,
     Name::CommonStart,
+    Name::Disturbances,
+    Name::SmallFile,
+    Name::NeverSlower,
+    Name::Compare,
 ];
 
 fn main() -> ExitCode {
@@ -161,6 +177,10 @@ fn run(name: Name, extent: Extent) -> Result<()> {
         Name::Memory => memory::run(extent),
         Name::Branch => branch::run(extent),
         Name::CommonStart => common_start::run(extent),
+        Name::Disturbances => disturbances::run(extent),
+        Name::SmallFile => small_file::run(extent),
+        Name::NeverSlower => never_slower::run(extent),
+        Name::Compare => compare::run(extent),
         Name::Profile => profile::run(extent),
     }
 }
@@ -173,6 +193,10 @@ fn title(name: Name) -> &'static str {
         Name::Memory => "memory: resident, idle and while 4 GiB are fetched and served",
         Name::Branch => "branch: four machines one after the other, WAN of 20 Mbit/s and 40 ms",
         Name::CommonStart => "common start: nobody has the file, all are told at once",
+        Name::Disturbances => "disturbances: a common start while something goes wrong",
+        Name::SmallFile => "small file: 100 kB in a quiet branch",
+        Name::NeverSlower => "never slower: all peers are frozen, or lie",
+        Name::Compare => "compare: a common start by everyone who can",
         Name::Profile => "profile: where the CPU goes in a transfer",
     }
 }

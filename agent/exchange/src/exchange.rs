@@ -11,6 +11,7 @@ use branchline_core::swarm::Enlist;
 use branchline_discovery::Identity;
 use branchline_hashing::ContentKey;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use crate::announce::{self, Announcer};
 use crate::enlist::{self, StewardLink};
@@ -99,8 +100,7 @@ impl Exchange {
         let thread = std::thread::Builder::new()
             .name("bl-exchange".to_owned())
             .spawn(move || {
-                runtime.spawn(async move { socket.send_batches().await });
-                runtime.block_on(work.run(stopped));
+                runtime.block_on(run(work, socket, stopped));
                 drop(runtime);
                 let _nobody_waits = end.send(());
             })
@@ -191,6 +191,19 @@ impl Exchange {
             && wait(ended).await
         {
             let _panicked = thread.join();
+        }
+    }
+}
+
+/// The hub, and beside it the task that sends what waits in batches: a task of its own, or each batch
+/// would wake the hub. Without it nothing can be sent, so its end is the exchange's.
+async fn run(hub: Hub, socket: Arc<BatchingSocket>, stopped: oneshot::Receiver<()>) {
+    let mut sending = JoinSet::new();
+    sending.spawn(async move { socket.send_batches().await });
+    tokio::select! {
+        () = hub.run(stopped) => {}
+        Some(ended) = sending.join_next() => {
+            tracing::error!(?ended, "the exchange's socket has broken; nothing is shared any more");
         }
     }
 }

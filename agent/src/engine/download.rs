@@ -21,6 +21,7 @@ use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
 use crate::engine::provisional::name_wrong;
 use crate::engine::serving::{Local, OnShelf};
+use crate::engine::stewards::Stewards;
 use crate::engine::turns::Turn;
 use crate::engine::undescribed::{Ended, Undescribed, UndescribedError};
 use crate::engine::ways::{self, Distrusted, Table, TableMaker, Way};
@@ -77,6 +78,8 @@ struct Complete {
     on_shelf: OnShelf,
     /// Until the file has its name: whoever has the next turn copies from there.
     _turn: Option<Turn>,
+    /// Until the content is announced: stewards count what is held here as long as these last.
+    _stewards: Option<Stewards>,
 }
 
 /// Why an attempt did not end with the file.
@@ -143,8 +146,13 @@ impl Download<'_> {
                     }
                     let undescribed = self.undescribed(&known, key, segments);
                     match undescribed.run(&mut distrusted, meter).await {
-                        Ok(Ended::Whole { table, on_shelf }) => {
-                            return self.described(key, table, on_shelf, turn);
+                        Ok(Ended::Whole {
+                            table,
+                            on_shelf,
+                            stewards,
+                        }) => {
+                            let shared = Some((turn, stewards));
+                            return self.described(key, table, on_shelf, shared);
                         }
                         Ok(Ended::TableOfPeers { table, came }) => {
                             Table::of_peers(key, table, Some(came))
@@ -247,9 +255,9 @@ impl Download<'_> {
         key: ContentKey,
         table: Manifest,
         provisional: OnShelf,
-        turn: Turn,
+        shared: Option<(Turn, Stewards)>,
     ) -> Result<Complete, Attempt> {
-        let complete = self.complete(key, table, Trust::Digest, Some(turn));
+        let complete = self.complete(key, table, Trust::Digest, shared);
         drop(provisional);
         complete
     }
@@ -260,7 +268,7 @@ impl Download<'_> {
         key: ContentKey,
         table: Manifest,
         trust: Trust,
-        turn: Option<Turn>,
+        shared: Option<(Turn, Stewards)>,
     ) -> Result<Complete, Attempt> {
         let done = SegmentSet::full(table.segment_count());
         let file = self.partial.reader().map_err(GetError::from)?;
@@ -271,10 +279,12 @@ impl Download<'_> {
             .shared
             .shelf
             .put(Local::Described(Arc::clone(&content)));
+        let (turn, stewards) = shared.unzip();
         Ok(Complete {
             content,
             on_shelf,
             _turn: turn,
+            _stewards: stewards,
         })
     }
 
@@ -340,11 +350,12 @@ impl Download<'_> {
             shut_out,
             pace: known.pace,
         };
-        planned.run(handover, meter).await?;
+        let stewards = planned.run(handover, meter).await?;
         Ok(Complete {
             content,
             on_shelf,
             _turn: Some(turn),
+            _stewards: Some(stewards),
         })
     }
 
@@ -506,6 +517,7 @@ impl Download<'_> {
             content,
             on_shelf,
             _turn,
+            _stewards,
         } = complete;
         let shared_as = content.is_shared().then(|| content.key.swarm_id());
         let job = Job::new(
@@ -515,17 +527,16 @@ impl Download<'_> {
             &self.request.path,
         );
         let (partial, caching) = (Arc::clone(&self.partial), self.shared.ingest.queue());
-        let length = content.manifest.file_length();
+        let (length, held) = (content.manifest.file_length(), self.shared.held.clone());
         // Once begun it is done whole, even if nobody waits for it any more.
         blocking(move || {
             partial.finish(length)?;
+            // Before the thread that stores it can say that it did not.
+            shared_as.into_iter().for_each(|swarm| held.add(swarm));
             caching.add(job);
             Ok::<_, PartialError>(())
         })
         .await?;
-        if let Some(swarm) = shared_as {
-            self.shared.held.add(swarm).await;
-        }
         Ok(content)
     }
 }

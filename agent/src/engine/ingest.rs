@@ -58,6 +58,7 @@ impl Job {
 /// The thread's handle.
 pub(crate) struct Ingest {
     jobs: mpsc::Sender<Job>,
+    held: HeldQueue,
     stop: Arc<AtomicBool>,
     ended: oneshot::Receiver<()>,
 }
@@ -71,21 +72,29 @@ impl Ingest {
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
         let stop = Arc::new(AtomicBool::new(false));
         let (end, ended) = oneshot::channel();
-        let stopped = Arc::clone(&stop);
+        let (stopped, told) = (Arc::clone(&stop), held.clone());
         std::thread::Builder::new()
             .name("branchline-store".into())
             .spawn(move || {
-                run(&store, &held, queue, &stopped);
+                run(&store, &told, queue, &stopped);
                 // The store's lock goes before its end is told.
                 drop(store);
                 let _ = end.send(());
             })?;
-        Ok(Self { jobs, stop, ended })
+        Ok(Self {
+            jobs,
+            held,
+            stop,
+            ended,
+        })
     }
 
     /// Where finished downloads are handed over.
     pub(crate) fn queue(&self) -> IngestQueue {
-        IngestQueue(self.jobs.clone())
+        IngestQueue {
+            jobs: self.jobs.clone(),
+            held: self.held.clone(),
+        }
     }
 
     /// Ends the thread: after all that was handed over, or after the batch it is at.
@@ -98,13 +107,18 @@ impl Ingest {
 }
 
 /// The thread's queue.
-pub(crate) struct IngestQueue(mpsc::Sender<Job>);
+pub(crate) struct IngestQueue {
+    jobs: mpsc::Sender<Job>,
+    held: HeldQueue,
+}
 
 impl IngestQueue {
     /// Hands over a finished download.
     pub(crate) fn add(&self, job: Job) {
-        if let Err(error) = self.0.try_send(job) {
+        let swarm = job.content.key.swarm_id();
+        if let Err(error) = self.jobs.try_send(job) {
             tracing::warn!(%error, "too many downloads wait for the store; this one is not cached");
+            self.held.remove(swarm);
         }
     }
 }

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use branchline_core::PeerId;
 use branchline_core::planner::OriginPace;
-use branchline_core::swarm::{Blocks, Enrolment, ManifestAction, ManifestPlan, ManifestSetup};
+use branchline_core::swarm::{
+    Answer, Blocks, Enrolment, ManifestAction, ManifestPlan, ManifestSetup, SwarmPeer,
+};
+use branchline_discovery::Membership;
 use branchline_hashing::{ContentKey, Manifest, ManifestError, ManifestHead, SEGMENT_COUNT_LIMIT};
 use branchline_origin::{ByteRange, Document, OriginError, Target};
 use bytes::Bytes;
@@ -31,6 +34,13 @@ const FIRST_BYTES: u64 = 4096;
 /// Peers that send a manifest at the same time: the second is for when the first is slow. A 10 GiB
 /// file has 12 MB of it.
 const MANIFESTS_AT_A_TIME: usize = 2;
+
+/// How long a peer may take for a manifest, besides what it takes at [`MANIFEST_BYTES_PER_SEC`]: its
+/// place among [`MANIFESTS_AT_A_TIME`] then goes to another.
+const MANIFEST_TIME: Duration = Duration::from_secs(2);
+
+/// A poor LAN's rate: 10 Mbit/s.
+const MANIFEST_BYTES_PER_SEC: u64 = 1_250_000;
 
 /// The longest manifest there can be: head, table, SHA-256.
 const MANIFEST_LIMIT_BYTES: u64 =
@@ -94,7 +104,26 @@ pub(crate) async fn fetch(
     if bytes.len() as u64 >= ManifestHead::LENGTH as u64 + head.body_length() {
         return Ok(decoded(&bytes));
     }
+    let key = head.content_key();
+    if let Some(manifest) = at_home(shared, key).await {
+        return Ok(Some(Found::alone(manifest)));
+    }
+    // Another download of this machine is the swarm's member; this one would take its place.
+    if shared.turns.is_taken(key) {
+        return rest(shared, target, url, head).await;
+    }
     Search::new(shared, target, url, head, pace).run().await
+}
+
+/// The manifest, where this machine has it: the head that the origin sent proves it.
+async fn at_home(shared: &Shared, key: ContentKey) -> Option<Manifest> {
+    if let Some(local) = shared.shelf.find(key) {
+        return Some(Manifest::clone(&local.manifest));
+    }
+    let store = shared.store.clone();
+    let record = tokio::task::spawn_blocking(move || store.content(&key)).await;
+    let manifest = Manifest::decode(&record.ok()?.ok()??.manifest).ok()?;
+    (manifest.content_key() == key).then_some(manifest)
 }
 
 /// What a first question says of the origin. It took two or three round trips: TCP's, perhaps TLS's,
@@ -231,7 +260,13 @@ impl<'a> Search<'a> {
                 Some(members) = changed(&mut members) => {
                     self.plan.handle_members(now(), &ids(&members));
                 }
-                () = sleep_until(until) => self.plan.handle_timeout(now()),
+                () = sleep_until(until) => {
+                    // What lies here already was in time.
+                    while let Some(word) = self.stewards.try_next() {
+                        self.hear_steward(word);
+                    }
+                    self.plan.handle_timeout(now());
+                }
             }
         }
     }
@@ -255,7 +290,11 @@ impl<'a> Search<'a> {
 
     fn hear_steward(&mut self, word: StewardWord) {
         match word {
-            StewardWord::Answered { steward, answer } => {
+            StewardWord::Answered {
+                steward,
+                mut answer,
+            } => {
+                retain_members(&mut answer, &self.shared.membership());
                 self.plan.handle_answer(now(), steward, &answer);
             }
             StewardWord::Lost { steward } => self.plan.handle_steward_lost(now(), steward),
@@ -274,11 +313,14 @@ impl<'a> Search<'a> {
         let join = exchange.join(peer, addresses.unwrap_or_default(), self.key);
         let (key, limit) = (self.key, limit_of(&self.head));
         let at_a_time = Arc::clone(&self.at_a_time);
+        let patience = MANIFEST_TIME
+            + Duration::from_millis(self.head.body_length() / (MANIFEST_BYTES_PER_SEC / 1000));
         self.peers.spawn(async move {
             let bytes = async {
                 let session = join.await.ok()?;
                 let _turn = at_a_time.acquire().await.ok()?;
-                session.manifest(limit).await.ok()?
+                let sent = tokio::time::timeout(patience, session.manifest(limit));
+                sent.await.ok()?.ok()?
             };
             let manifest = bytes
                 .await
@@ -302,6 +344,12 @@ impl<'a> Search<'a> {
             handover,
         }
     }
+}
+
+/// Peers that nobody has seen here cannot be reached, and a steward could invent any number of them.
+pub(crate) fn retain_members(answer: &mut Answer, members: &Membership) {
+    let is_here = |named: &SwarmPeer| members.member(&named.peer).is_some();
+    answer.peers.retain(is_here);
 }
 
 /// The future's output; never, where there is none.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::engine::content::LocalContent;
 use crate::engine::links::{LinkEvent, Links};
-use crate::engine::manifest_search::Handover;
+use crate::engine::manifest_search::{Handover, retain_members};
 use crate::engine::origin_run::{self, RunEnd};
 use crate::engine::outline::Outline;
 use crate::engine::partial::{Partial, PartialError};
@@ -129,7 +129,8 @@ struct Running<'a> {
 }
 
 impl Planned<'_> {
-    /// Fetches every missing segment into the partial file.
+    /// Fetches every missing segment into the partial file. The streams to stewards stay, for them to
+    /// count what is held here until it is announced.
     ///
     /// Not cancel-safe in the sense that it can be continued; dropping it ends its sessions and
     /// requests, and what is written stays.
@@ -137,7 +138,7 @@ impl Planned<'_> {
         self,
         handover: Option<Handover>,
         meter: &mut Meter,
-    ) -> Result<(), PlannedError> {
+    ) -> Result<Stewards, PlannedError> {
         let (key, outline) = (self.filling.key(), self.filling.outline());
         let (arrivals, mut outcomes) = writer::start(self.partial.handle()?, outline.clone())
             .map_err(|error| self.partial.fail("start a thread for", error))?;
@@ -184,9 +185,9 @@ impl Planned<'_> {
         };
         let result = running.go(&mut outcomes, meter).await;
         // Whoever opens the partial file next must find no writer at work in it.
-        drop(running);
+        let stewards = running.into_stewards();
         while outcomes.recv().await.is_some() {}
-        result
+        result.map(|()| stewards)
     }
 }
 
@@ -203,6 +204,11 @@ fn access_of(remote: Option<&Remote>) -> OriginAccess {
 }
 
 impl Running<'_> {
+    /// Ends all but the streams to stewards.
+    fn into_stewards(self) -> Stewards {
+        self.stewards
+    }
+
     async fn go(
         &mut self,
         outcomes: &mut mpsc::Receiver<Vec<Outcome>>,
@@ -244,6 +250,10 @@ impl Running<'_> {
                     self.planner.handle_members(now(), &ids(&members));
                 }
                 () = sleep_until(until) => {
+                    // What lies here already was in time.
+                    while let Some(word) = self.stewards.try_next() {
+                        self.hear_steward(word);
+                    }
                     if self.writer_is_behind() {
                         self.planner.handle_local_delay(now());
                     }
@@ -345,7 +355,11 @@ impl Running<'_> {
 
     fn hear_steward(&mut self, word: StewardWord) {
         match word {
-            StewardWord::Answered { steward, answer } => {
+            StewardWord::Answered {
+                steward,
+                mut answer,
+            } => {
+                retain_members(&mut answer, &self.plan.shared.membership());
                 self.planner.handle_answer(now(), steward, &answer);
             }
             StewardWord::Lost { steward } => self.planner.handle_steward_lost(now(), steward),

@@ -4,12 +4,13 @@
 //! this process. Both speak the same words in the same order.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use branchline_core::PeerId;
 use branchline_core::swarm::{AnnouncementWord, Answer, Blocks, Enlist, Report, Steward, Told};
 use branchline_exchange::{SeatEvent, SeatEvents};
 use branchline_hashing::SwarmId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
@@ -21,6 +22,9 @@ const OWN_QUEUE: usize = 64;
 /// Answers that one of them has not heard yet. A desk that finds it full ends the membership.
 const ANSWER_QUEUE: usize = 8;
 
+/// How long the task may take to notice that the exchange has ended.
+const END_TIME: Duration = Duration::from_secs(1);
+
 /// The running task.
 pub(crate) struct StewardDesk {
     own: OwnDesk,
@@ -31,7 +35,7 @@ pub(crate) struct StewardDesk {
 #[derive(Clone)]
 pub(crate) struct OwnDesk {
     me: PeerId,
-    words: mpsc::Sender<SeatEvent>,
+    words: mpsc::Sender<OwnWord>,
 }
 
 /// A download of this agent as a member at its own desk. Dropping it ends the membership.
@@ -39,6 +43,27 @@ pub(crate) struct OwnMembership {
     desk: OwnDesk,
     swarm: SwarmId,
     answers: mpsc::Receiver<Answer>,
+    /// Which of this agent's memberships: reports of one that was replaced count for nothing.
+    number: u64,
+    _alive: oneshot::Sender<()>,
+}
+
+/// A word of one of this agent's own downloads.
+enum OwnWord {
+    Enlist {
+        enlist: Enlist,
+        answers: mpsc::Sender<Answer>,
+        number: oneshot::Sender<u64>,
+        /// Ends with the membership.
+        alive: oneshot::Receiver<()>,
+    },
+    Report {
+        swarm: SwarmId,
+        number: u64,
+        report: Report,
+    },
+    /// What the whole agent holds.
+    Holds(AnnouncementWord),
 }
 
 /// The desk has ended, or the membership at it.
@@ -68,10 +93,13 @@ impl StewardDesk {
         self.own.clone()
     }
 
-    /// Waits for the task's end, which follows the exchange's.
-    pub(crate) async fn finish(self) {
-        if let Err(error) = self.work.await {
-            tracing::error!(%error, "the steward's task broke");
+    /// Waits for the task's end, which follows the exchange's; not long, for an exchange that does not
+    /// end must not keep the store from being closed.
+    pub(crate) async fn finish(mut self) {
+        match tokio::time::timeout(END_TIME, &mut self.work).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the steward's task broke"),
+            Err(_) => self.work.abort(),
         }
     }
 }
@@ -80,43 +108,40 @@ impl OwnDesk {
     /// A second download of the same swarm takes the first one's place.
     pub(crate) async fn enlist(self, enlist: Enlist) -> Result<OwnMembership, Dismissed> {
         let (answers, told) = mpsc::channel(ANSWER_QUEUE);
-        let (peer, swarm) = (self.me, enlist.swarm);
-        let event = SeatEvent::Enlisted {
-            peer,
+        let (number, numbered) = oneshot::channel();
+        let (membership_ends, alive) = oneshot::channel();
+        let swarm = enlist.swarm;
+        let word = OwnWord::Enlist {
             enlist,
             answers,
+            number,
+            alive,
         };
-        self.words.send(event).await.map_err(|_| Dismissed)?;
+        self.words.send(word).await.map_err(|_| Dismissed)?;
         Ok(OwnMembership {
+            number: numbered.await.map_err(|_| Dismissed)?,
             desk: self,
             swarm,
             answers: told,
+            _alive: membership_ends,
         })
     }
-}
 
-impl OwnDesk {
     /// What this agent itself holds. A desk that has ended needs no word.
     pub(crate) async fn announce(&self, word: AnnouncementWord) {
-        let peer = self.me;
-        let event = match word {
-            AnnouncementWord::Announce { swarms, .. } => SeatEvent::Announced { peer, swarms },
-            AnnouncementWord::Withdraw { swarms, .. } => SeatEvent::Withdrawn { peer, swarms },
-        };
-        let _ended = self.words.send(event).await;
+        let _ended = self.words.send(OwnWord::Holds(word)).await;
     }
 }
 
 impl OwnMembership {
     /// Waits while the desk is behind. Not cancel-safe: a dropped call loses the report.
     pub(crate) async fn report(&self, report: Report) -> Result<(), Dismissed> {
-        let (peer, swarm) = (self.desk.me, self.swarm);
-        let event = SeatEvent::Reported {
-            peer,
-            swarm,
+        let word = OwnWord::Report {
+            swarm: self.swarm,
+            number: self.number,
             report,
         };
-        self.desk.words.send(event).await.map_err(|_| Dismissed)
+        self.desk.words.send(word).await.map_err(|_| Dismissed)
     }
 
     /// The desk's next word. Cancel-safe.
@@ -145,7 +170,7 @@ struct Member {
 }
 
 impl Desk {
-    async fn run(mut self, mut events: SeatEvents, mut own: mpsc::Receiver<SeatEvent>) {
+    async fn run(mut self, mut events: SeatEvents, mut own: mpsc::Receiver<OwnWord>) {
         loop {
             let deadline = self.steward.next_deadline();
             let until = deadline.map_or_else(far_future, |deadline| Instant::from_std(deadline.at));
@@ -154,7 +179,7 @@ impl Desk {
                     Some(event) => self.handle(event),
                     None => return,
                 },
-                Some(event) = own.recv() => self.handle(event),
+                Some(word) = own.recv() => self.handle_own(word),
                 Some(Ok((name, number))) = self.closing.join_next() => {
                     if self.members.get(&name).is_some_and(|member| member.number == number) {
                         self.leave(name);
@@ -172,7 +197,9 @@ impl Desk {
                 peer,
                 enlist,
                 answers,
-            } => self.enlist(peer, enlist, answers),
+            } => {
+                self.enlist(peer, enlist, answers);
+            }
             SeatEvent::Reported {
                 peer,
                 swarm,
@@ -195,19 +222,51 @@ impl Desk {
         }
     }
 
-    fn enlist(&mut self, peer: PeerId, enlist: Enlist, answers: mpsc::Sender<Answer>) {
+    fn handle_own(&mut self, word: OwnWord) {
+        let me = self.me;
+        match word {
+            OwnWord::Enlist {
+                enlist,
+                answers,
+                number: numbered,
+                alive,
+            } => {
+                let name = (me, enlist.swarm);
+                let number = self.enlist(me, enlist, answers);
+                // Nobody waits for the number when the membership has ended: so does this.
+                let _ended = numbered.send(number);
+                self.closing.spawn(async move {
+                    let _always_dropped = alive.await;
+                    (name, number)
+                });
+            }
+            OwnWord::Report {
+                swarm,
+                number,
+                report,
+            } => {
+                let member = self.members.get(&(me, swarm));
+                if let Some(member) = member.filter(|member| member.number == number) {
+                    let blocks = member.blocks;
+                    self.steward.handle_report(now(), me, swarm, blocks, report);
+                }
+            }
+            OwnWord::Holds(AnnouncementWord::Announce { swarms, .. }) => {
+                self.steward.handle_announce(now(), me, &swarms);
+            }
+            OwnWord::Holds(AnnouncementWord::Withdraw { swarms, .. }) => {
+                self.steward.handle_withdraw(now(), me, &swarms);
+            }
+        }
+    }
+
+    /// The membership's number.
+    fn enlist(&mut self, peer: PeerId, enlist: Enlist, answers: mpsc::Sender<Answer>) -> u64 {
         let name = (peer, enlist.swarm);
         // Of an own download that another replaces.
         self.leave(name);
         self.enlisted_so_far += 1;
         let number = self.enlisted_so_far;
-        if peer == self.me {
-            let answers = answers.clone();
-            self.closing.spawn(async move {
-                answers.closed().await;
-                (name, number)
-            });
-        }
         let (blocks, answers) = (enlist.blocks, Some(answers));
         let member = Member {
             number,
@@ -216,6 +275,7 @@ impl Desk {
         };
         self.members.insert(name, member);
         self.steward.handle_enlist(now(), peer, enlist);
+        number
     }
 
     fn leave(&mut self, name: Name) {

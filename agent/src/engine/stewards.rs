@@ -88,8 +88,9 @@ impl Stewards {
         if let Some(stream) = self.streams.get(&steward)
             && stream.reports.try_send(report).is_err()
         {
-            // Its end tells the planner.
-            self.streams.remove(&steward);
+            // A queue that is full here, too, is noticed by the steward's silence.
+            let lost = StewardWord::Lost { steward };
+            let _full = self.to_me.try_send((stream.number, lost));
         }
     }
 
@@ -103,20 +104,37 @@ impl Stewards {
         loop {
             // Tasks that have ended are forgotten; those of streams end with a word.
             while self.work.try_join_next().is_some() {}
-            let Some((number, word)) = self.words.recv().await else {
+            let Some(numbered) = self.words.recv().await else {
                 return std::future::pending().await;
             };
-            let (StewardWord::Answered { steward, .. } | StewardWord::Lost { steward }) = &word;
-            let current = self.streams.get(steward);
-            if current.is_none_or(|stream| stream.number != number) {
-                continue;
+            if let Some(word) = self.current(numbered) {
+                return word;
             }
-            if matches!(word, StewardWord::Lost { .. }) {
-                let steward = *steward;
-                self.streams.remove(&steward);
-            }
-            return word;
         }
+    }
+
+    /// The next word that has come already.
+    pub(crate) fn try_next(&mut self) -> Option<StewardWord> {
+        while let Ok(numbered) = self.words.try_recv() {
+            if let Some(word) = self.current(numbered) {
+                return Some(word);
+            }
+        }
+        None
+    }
+
+    /// The word, unless it is of a stream that was left.
+    fn current(&mut self, (number, word): (u64, StewardWord)) -> Option<StewardWord> {
+        let (StewardWord::Answered { steward, .. } | StewardWord::Lost { steward }) = &word;
+        let steward = *steward;
+        let current = self.streams.get(&steward);
+        if current.is_none_or(|stream| stream.number != number) {
+            return None;
+        }
+        if matches!(word, StewardWord::Lost { .. }) {
+            self.streams.remove(&steward);
+        }
+        Some(word)
     }
 }
 

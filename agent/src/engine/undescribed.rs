@@ -28,6 +28,7 @@ use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
 use crate::engine::provisional::{ProvisionalContent, name_wrong};
 use crate::engine::serving::{Local, OnShelf};
+use crate::engine::stewards::Stewards;
 use crate::engine::ways::Distrusted;
 use crate::engine::{Shared, blocking, linux};
 
@@ -49,8 +50,12 @@ pub(crate) enum UndescribedError {
 /// How it ended.
 pub(crate) enum Ended {
     /// The whole file has its digest, and this table. What peers are served from meanwhile is on the
-    /// shelf.
-    Whole { table: Manifest, on_shelf: OnShelf },
+    /// shelf, and what stewards count it by lasts.
+    Whole {
+        table: Manifest,
+        on_shelf: OnShelf,
+        stewards: Stewards,
+    },
     /// Peers have the whole file, as they say, and this table of it.
     TableOfPeers {
         table: PeersTable,
@@ -90,7 +95,7 @@ impl Undescribed<'_> {
             .shared
             .shelf
             .put(Local::Provisional(Arc::clone(&content)));
-        self.fetch(&content, true, &distrusted.peers, meter).await?;
+        let stewards = self.fetch(&content, true, &distrusted.peers, meter).await?;
         if let Some(expected) = self.first_wrong_digest().await? {
             let repaired = self.repair(expected, &content, distrusted, meter).await?;
             if let Some(table) = repaired {
@@ -99,7 +104,11 @@ impl Undescribed<'_> {
             }
         }
         let table = self.table_of(&content)?;
-        Ok(Ended::Whole { table, on_shelf })
+        Ok(Ended::Whole {
+            table,
+            on_shelf,
+            stewards,
+        })
     }
 
     /// Fetches what is not there.
@@ -109,7 +118,7 @@ impl Undescribed<'_> {
         peers: bool,
         shut_out: &BTreeSet<PeerId>,
         meter: &mut Meter,
-    ) -> Result<(), PlannedError> {
+    ) -> Result<Stewards, PlannedError> {
         let planned = Planned {
             shared: self.shared,
             filling: Filling::Provisional(content),

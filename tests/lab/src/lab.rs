@@ -128,6 +128,27 @@ impl Lab {
         &self.members
     }
 
+    /// Pulls a machine's cable: it keeps its addresses and routes and reaches nobody.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn unplug(&self, index: usize) -> Result<()> {
+        self.set_port(index, "down")
+    }
+
+    /// Puts the cable back.
+    ///
+    /// # Errors
+    /// As [`Self::unplug`].
+    pub fn plug_in(&self, index: usize) -> Result<()> {
+        self.set_port(index, "up")
+    }
+
+    fn set_port(&self, index: usize, state: &str) -> Result<()> {
+        let script = format!("ip link set {} {state}", port_name(index));
+        self.gateway.sh(&script).map(drop)
+    }
+
     /// The line between origin and branch.
     ///
     /// # Panics
@@ -152,6 +173,11 @@ fn member_address(index: usize) -> Ipv4Addr {
 
 fn member_name(index: usize) -> String {
     format!("machine-{}", index + 1)
+}
+
+/// The gateway's end of a machine's cable.
+fn port_name(index: usize) -> String {
+    format!("port{}", index + 1)
 }
 
 /// `hosts` resolves the lab's names; an empty `resolv.conf` makes all others fail at once.
@@ -204,7 +230,7 @@ fn make_member(
     index: usize,
     mtu: u16,
 ) -> Result<Host> {
-    let port = format!("port{}", index + 1);
+    let port = port_name(index);
     let address = member_address(index);
     let script = base_script(namespaces)
         + &format!(

@@ -10,10 +10,6 @@ use crate::world::simulate;
 /// do not sit behind 20 Mbit/s, and each segment costs an event for each member and neighbour.
 const LARGE: u32 = 500;
 
-/// And from here on larger ones still: the question what is current, which each member asks the origin, is a fixed
-/// cost a member, and a branch like this fetches no 256 MiB without feeling it.
-const VERY_LARGE: u32 = 5_000;
-
 /// One line of the table: the worst of several seeds, but for the last three, which are means.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -59,11 +55,7 @@ pub fn scenario(members: u32, joins: Joins, seed: u64) -> Scenario {
     }
     Scenario {
         segments: 256,
-        segment_bytes: if members < VERY_LARGE {
-            1 << 20
-        } else {
-            4 << 20
-        },
+        segment_bytes: 1 << 20,
         wan_bits_per_sec: 100e6,
         ..small
     }

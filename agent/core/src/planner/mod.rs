@@ -165,10 +165,11 @@ impl Planner {
             members,
             enrolment,
         } = sharing;
-        self.enrolment = Some(
-            enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, answer_patience)),
-        );
-        self.grace_until = Some(now + JOIN_GRACE.min(answer_patience));
+        let enrolment =
+            enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, answer_patience));
+        // Members that were silent while the manifest was sought are not waited for once more.
+        self.grace_until = Some(enrolment.began() + JOIN_GRACE.min(answer_patience));
+        self.enrolment = Some(enrolment);
         self.neighbours = Some(Neighbours::new(&members, me, &mut self.rng));
         // The steward knows nothing of what this member would fetch.
         self.news.urgent = true;

@@ -55,6 +55,8 @@ pub struct Enrolment {
     /// The first few in rank over the members and this agent.
     rank: Vec<PeerId>,
     has_company: bool,
+    /// When others were asked for the first time.
+    began: Instant,
     phase: Phase,
     /// For the first answer of each, and how many are tried.
     patience: Duration,
@@ -128,6 +130,7 @@ impl Enrolment {
             swarm,
             rank: Vec::new(),
             has_company: false,
+            began: now,
             phase: Phase::Alone {
                 asked: None,
                 again_at: None,
@@ -162,6 +165,11 @@ impl Enrolment {
     /// Whether a steward was asked that may still answer in time.
     pub(crate) fn awaits_answer(&self) -> bool {
         matches!(self.phase, Phase::Asked { .. } | Phase::ToEnlist { .. })
+    }
+
+    /// When the search for others began: it may have been for the manifest.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
     }
 
     /// Whether the branch has other members.

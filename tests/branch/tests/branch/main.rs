@@ -3,6 +3,7 @@
 //! These tests fail, and do not skip, where namespaces cannot be made. Each has a lab of its own.
 
 mod bad_peers;
+mod common_start;
 mod digests;
 mod interrupted;
 mod local_trouble;

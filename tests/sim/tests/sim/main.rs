@@ -122,11 +122,7 @@ fn slow_peers_hold_nobody_up() {
         slow_percent: 10,
         ..Troubles::default()
     };
-    all_seeds(
-        |seed| branch(16, Joins::Together, troubles, seed),
-        1.15,
-        1.3,
-    );
+    all_seeds(|seed| branch(16, Joins::Together, troubles, seed), 1.4, 1.5);
 }
 
 #[test]
@@ -135,11 +131,7 @@ fn liars_cost_little_and_nobody_believes_them() {
         lying_percent: 10,
         ..Troubles::default()
     };
-    all_seeds(
-        |seed| branch(16, Joins::Together, troubles, seed),
-        1.15,
-        1.3,
-    );
+    all_seeds(|seed| branch(16, Joins::Together, troubles, seed), 1.4, 1.4);
 }
 
 #[test]

@@ -474,3 +474,59 @@ proptest! {
         prop_assert!(held.is_full(), "{} of {COUNT}", held.len());
     }
 }
+
+/// All blocks are fetched, and each is held by its fetcher alone.
+fn blocks_that_do_not_spread(now: Instant) -> Steward {
+    let mut steward = Steward::new(1);
+    let two_a_run = |mut enlist: Enlist| {
+        enlist.want.blocks_per_run = 2;
+        enlist
+    };
+    steward.handle_enlist(now, peer(1), two_a_run(starts(4, 1)));
+    steward.handle_enlist(now, peer(2), two_a_run(starts(4, 1)));
+    steward.handle_enlist(now, peer(3), two_a_run(starts(4, 1)));
+    let mut grants = granted(&mut steward);
+    while let Some((to, blocks)) = grants.pop() {
+        let held = report(4, blocks.iter().map(|block| block.0), 1);
+        steward.handle_report(now, to, swarm(), self::blocks(4), held);
+        grants.extend(granted(&mut steward));
+    }
+    steward
+}
+
+#[test]
+fn what_nobody_gets_from_its_fetcher_is_leased_again() {
+    let start = Instant::now();
+    let mut steward = blocks_that_do_not_spread(start);
+    let mut leased_again = Vec::new();
+    for second in 1..=6 {
+        let now = start + Duration::from_secs(second);
+        for number in 1..=3 {
+            let held = report(4, [], 1);
+            steward.handle_report(now, peer(number), swarm(), blocks(4), held);
+        }
+        steward.handle_timeout(now);
+        let grants = granted(&mut steward);
+        assert!(
+            second >= SPREADS_WITHIN.as_secs() || grants.is_empty(),
+            "{grants:?} after {second} s"
+        );
+        leased_again.extend(grants);
+    }
+    assert!(!leased_again.is_empty());
+}
+
+#[test]
+fn what_one_holds_alone_is_not_leased_again_while_nobody_waits_for_a_lease() {
+    let start = Instant::now();
+    let mut steward = blocks_that_do_not_spread(start);
+    for second in 1..=20 {
+        let now = start + Duration::from_secs(second);
+        for number in 1..=3 {
+            let held = report(4, [], 0);
+            steward.handle_report(now, peer(number), swarm(), blocks(4), held);
+        }
+        steward.handle_timeout(now);
+        assert_eq!(granted(&mut steward), []);
+    }
+}
