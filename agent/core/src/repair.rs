@@ -76,6 +76,10 @@ pub struct Repair {
     batch_bytes: u64,
     /// Segments that each peer sent wrong.
     wrong: BTreeMap<PeerId, u32>,
+    /// Where segments began that turned out wrong.
+    wrong_sources: BTreeSet<Provenance>,
+    /// Sources of which one segment has been fetched again, to see.
+    probed: BTreeSet<Provenance>,
     /// Whom bytes came from that a peer's have replaced: who of the two lied the digest will show.
     disputed: Vec<PeerId>,
 }
@@ -92,6 +96,15 @@ struct Suspect {
     contradicted: bool,
     /// A member has the same from the origin itself, and is not the one they came from.
     backed: bool,
+    /// The first of those who say that they had just these bytes from the origin itself.
+    claimant: Option<PeerId>,
+}
+
+impl Suspect {
+    /// Where the bytes began: who passed them on may have done so in good faith.
+    fn source(&self) -> Provenance {
+        self.claimant.map_or(self.held.from, Provenance::Peer)
+    }
 }
 
 /// How likely a segment is wrong, the likeliest first.
@@ -99,7 +112,9 @@ struct Suspect {
 enum Suspicion {
     Contradicted,
     Contested,
-    FromOneWhoLied,
+    FromAWrongSource,
+    /// The first of a source: who sends wrong bytes seldom sends a right one.
+    Probe,
     FromAnother,
 }
 
@@ -113,6 +128,7 @@ impl Repair {
             contested: false,
             contradicted: false,
             backed: false,
+            claimant: None,
         };
         let segments: Vec<_> = held.into_iter().map(suspect).collect();
         let bytes: u64 = segments.iter().map(|s| u64::from(s.bytes)).sum();
@@ -120,6 +136,8 @@ impl Repair {
             segments,
             batch_bytes: FEW_BYTES.max(bytes / PARTS),
             wrong: BTreeMap::new(),
+            wrong_sources: BTreeSet::new(),
+            probed: BTreeSet::new(),
             disputed: Vec::new(),
         }
     }
@@ -132,6 +150,9 @@ impl Repair {
             if claim.hash == segment.held.hash {
                 let from_it = segment.held.from == Provenance::Peer(peer);
                 segment.backed |= claim.first_hand && !from_it;
+                if claim.first_hand {
+                    segment.claimant.get_or_insert(peer);
+                }
             } else {
                 segment.contested = true;
                 segment.contradicted |= claim.first_hand;
@@ -142,12 +163,16 @@ impl Repair {
     /// What to fetch again next; `None` when there is nothing left that others brought.
     pub fn next_batch(&self) -> Option<Batch> {
         let of_sources = self.bytes_by_source();
+        let mut probed = self.probed.clone();
         let mut order: Vec<_> = self
             .suspects()
             .map(|(index, segment)| {
-                let source_bytes = of_sources.get(&segment.held.from);
-                let key = (self.suspicion(segment), source_bytes, segment.held.from);
-                (key, index)
+                let source = segment.source();
+                let mut suspicion = self.suspicion(segment);
+                if suspicion == Suspicion::FromAnother && probed.insert(source) {
+                    suspicion = Suspicion::Probe;
+                }
+                ((suspicion, of_sources.get(&source), source), index)
             })
             .collect();
         order.sort_unstable();
@@ -155,14 +180,17 @@ impl Repair {
         let size = u32::try_from(self.segments.len()).unwrap_or(u32::MAX);
         let (mut segments, mut suspects) = (SegmentSet::empty(size), BTreeSet::new());
         let mut bytes = 0;
-        for ((_, _, from), index) in order.iter().take_while(|((kind, ..), _)| *kind == first) {
+        for (_, index) in order.iter().take_while(|((kind, ..), _)| *kind == first) {
             if bytes >= self.batch_bytes {
                 break;
             }
-            bytes += u64::from(self.segments[index.0 as usize].bytes);
+            let segment = &self.segments[index.0 as usize];
+            bytes += u64::from(segment.bytes);
             segments.insert(*index);
-            if let Provenance::Peer(peer) = from {
-                suspects.insert(*peer);
+            for from in [segment.held.from, segment.source()] {
+                if let Provenance::Peer(peer) = from {
+                    suspects.insert(peer);
+                }
             }
         }
         Some(Batch { segments, suspects })
@@ -173,8 +201,13 @@ impl Repair {
         let Some(segment) = self.segments.get_mut(index.0 as usize) else {
             return;
         };
+        let source = segment.source();
         let before = std::mem::replace(&mut segment.held, now);
         segment.settled = true;
+        self.probed.insert(source);
+        if before.hash != now.hash && now.from == Provenance::Origin {
+            self.wrong_sources.insert(source);
+        }
         if let Provenance::Peer(peer) = before.from
             && before.hash != now.hash
         {
@@ -205,20 +238,20 @@ impl Repair {
     fn bytes_by_source(&self) -> BTreeMap<Provenance, u64> {
         let mut bytes = BTreeMap::new();
         for (_, segment) in self.suspects() {
-            *bytes.entry(segment.held.from).or_default() += u64::from(segment.bytes);
+            *bytes.entry(segment.source()).or_default() += u64::from(segment.bytes);
         }
         bytes
     }
 
     fn suspicion(&self, segment: &Suspect) -> Suspicion {
-        let lied = |peer: &PeerId| self.wrong.contains_key(peer);
-        match segment.held.from {
-            _ if segment.contradicted && !segment.backed => Suspicion::Contradicted,
-            _ if segment.contested => Suspicion::Contested,
-            Provenance::Peer(peer) if lied(&peer) => Suspicion::FromOneWhoLied,
-            Provenance::Peer(_) | Provenance::Unknown | Provenance::Origin => {
-                Suspicion::FromAnother
-            }
+        if segment.contradicted && !segment.backed {
+            Suspicion::Contradicted
+        } else if segment.contested {
+            Suspicion::Contested
+        } else if self.wrong_sources.contains(&segment.source()) {
+            Suspicion::FromAWrongSource
+        } else {
+            Suspicion::FromAnother
         }
     }
 }
@@ -320,6 +353,25 @@ mod tests {
         repair.handle_fetched(SegmentIndex(2), own(2));
         assert!(repair.wrong().is_empty(), "it was right");
         assert_eq!(batch(&repair), [0]);
+    }
+
+    #[test]
+    fn one_segment_of_each_source_shows_which_one_lies_whoever_passed_them_on() {
+        let held = [right(0), wrong(1), right(2), wrong(3)].map(|hash| from(2, hash));
+        let mut repair = repair(&held);
+        for (peer_number, index, hash) in [
+            (3, 0, right(0)),
+            (9, 1, wrong(1)),
+            (3, 2, right(2)),
+            (9, 3, wrong(3)),
+        ] {
+            let claim = claims([(hash, true)]);
+            repair.handle_claims(peer(peer_number), SegmentIndex(index), &claim);
+        }
+        assert_eq!(batch(&repair), [0, 1]);
+        repair.handle_fetched(SegmentIndex(0), own(0));
+        repair.handle_fetched(SegmentIndex(1), own(1));
+        assert_eq!(batch(&repair), [3]);
     }
 
     #[test]
