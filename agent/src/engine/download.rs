@@ -152,7 +152,7 @@ impl Download<'_> {
                             stewards,
                         }) => {
                             let shared = Some((turn, stewards));
-                            return self.described(key, table, on_shelf, shared);
+                            return Ok(self.described(key, table, on_shelf, shared)?);
                         }
                         Ok(Ended::TableOfPeers { table, came }) => {
                             Table::of_peers(key, table, Some(came))
@@ -256,7 +256,7 @@ impl Download<'_> {
         table: Manifest,
         provisional: OnShelf,
         shared: Option<(Turn, Stewards)>,
-    ) -> Result<Complete, Attempt> {
+    ) -> Result<Complete, PartialError> {
         let complete = self.complete(key, table, Trust::Digest, shared);
         drop(provisional);
         complete
@@ -269,9 +269,9 @@ impl Download<'_> {
         table: Manifest,
         trust: Trust,
         shared: Option<(Turn, Stewards)>,
-    ) -> Result<Complete, Attempt> {
+    ) -> Result<Complete, PartialError> {
         let done = SegmentSet::full(table.segment_count());
-        let file = self.partial.reader().map_err(GetError::from)?;
+        let file = self.partial.reader()?;
         let content = LocalContent::new(key, Arc::new(table), trust, done, file);
         content.mark_proved();
         let content = Arc::new(content);
@@ -428,7 +428,7 @@ impl Download<'_> {
                 Trust::Origin,
             ),
         };
-        self.complete(key, manifest, trust, None)
+        Ok(self.complete(key, manifest, trust, None)?)
     }
 
     /// Reads the whole file once more, if trust rests on its digest.

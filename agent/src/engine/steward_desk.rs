@@ -34,7 +34,6 @@ pub(crate) struct StewardDesk {
 /// Where this agent's own downloads enlist.
 #[derive(Clone)]
 pub(crate) struct OwnDesk {
-    me: PeerId,
     words: mpsc::Sender<OwnWord>,
 }
 
@@ -83,7 +82,7 @@ impl StewardDesk {
             enlisted_so_far: 0,
         };
         Self {
-            own: OwnDesk { me, words },
+            own: OwnDesk { words },
             work: tokio::spawn(desk.run(events, own)),
         }
     }

@@ -13,11 +13,17 @@ use std::time::{Duration, Instant};
 use branchline_hashing::SwarmId;
 
 use super::{MOVES_AFTER, first_in_rank};
+use crate::backoff::Backoff;
 use crate::{Deadline, PeerId};
 
 /// A steward that was lost while it is still a member is told again after so long: it refused for
 /// want of room, or is being restarted.
-const LOST_RESTS: Duration = Duration::from_secs(3);
+///
+/// Each time in a row twice as long: what is said is all that this agent holds.
+const LOST_RESTS: Backoff = Backoff {
+    min: Duration::from_secs(3),
+    max: Duration::from_secs(300),
+};
 
 /// Contents that are announced; the store's other ones are found by who asks this agent itself.
 pub const MAX_ANNOUNCEMENTS: usize = 16_384;
@@ -52,6 +58,8 @@ pub struct Announcements {
     held: BTreeMap<SwarmId, PeerId>,
     /// Stewards that know nothing of this agent, and when they are told.
     lost: BTreeMap<PeerId, Instant>,
+    /// How often each member was lost in a row, and when it was told again last or is to be.
+    losses: BTreeMap<PeerId, (u32, Instant)>,
     words: VecDeque<AnnouncementWord>,
 }
 
@@ -64,6 +72,7 @@ impl Announcements {
             changed: None,
             held: BTreeMap::new(),
             lost: BTreeMap::new(),
+            losses: BTreeMap::new(),
             words: VecDeque::new(),
         }
     }
@@ -104,13 +113,25 @@ impl Announcements {
 
     /// What was said to a steward is forgotten: its stream has ended, or could not be opened.
     pub fn handle_lost(&mut self, now: Instant, steward: PeerId) {
-        self.lost.insert(steward, now + LOST_RESTS);
+        let (count, told) = self.losses.get(&steward).copied().unwrap_or((0, now));
+        let was_good_for = now.saturating_duration_since(told);
+        let count = if was_good_for > LOST_RESTS.ceiling(count) {
+            0
+        } else {
+            count
+        };
+        let again = now + LOST_RESTS.ceiling(count);
+        self.losses
+            .insert(steward, (count.saturating_add(1), again));
+        self.lost.insert(steward, again);
     }
 
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Some((members, _)) = self.changed.take_if(|(_, at)| *at <= now) {
             self.move_to(members);
+            let there = &self.members;
+            self.losses.retain(|steward, _| there.contains(steward));
         }
         let again = self.lost.extract_if(.., |_, at| *at <= now);
         let again: BTreeSet<PeerId> = again.map(|(steward, _)| steward).collect();
@@ -252,6 +273,24 @@ mod tests {
             (1u8..9).prop_map(Event::Lost),
             (0u16..4000).prop_map(Event::Later),
         ]
+    }
+
+    #[test]
+    fn a_steward_that_refuses_each_time_is_told_less_and_less_often() {
+        let start = Instant::now();
+        let mut announcements = Announcements::new(peer(0));
+        announcements.handle_held([swarm(1)]);
+        let mut now = start;
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            announcements.handle_lost(now, peer(0));
+            let at = announcements.next_deadline().expect("a deadline").at;
+            waits.push(at - now);
+            announcements.handle_timeout(at);
+            now = at + Duration::from_millis(1);
+        }
+        assert_eq!(waits[0], LOST_RESTS.min);
+        assert!(waits.is_sorted() && waits[9] == LOST_RESTS.max, "{waits:?}");
     }
 
     proptest! {

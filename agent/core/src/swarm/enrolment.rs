@@ -66,6 +66,8 @@ pub struct Enrolment {
     moves_at: Option<Instant>,
     /// All that were tried have failed, and nobody has answered since.
     unserved: bool,
+    /// Whether any steward has ever answered.
+    was_served: bool,
     /// No leases are asked for before.
     settles_until: Option<Instant>,
     /// Whether somebody had leases when a steward spoke last.
@@ -143,6 +145,7 @@ impl Enrolment {
             failed: BTreeMap::new(),
             moves_at: None,
             unserved: false,
+            was_served: false,
             settles_until: None,
             anybody_leases: false,
             left: Vec::new(),
@@ -186,10 +189,10 @@ impl Enrolment {
     pub(crate) fn handle_members(&mut self, now: Instant, members: &BTreeSet<PeerId>) {
         let had_company = self.has_company;
         self.set_members(members);
-        if !had_company {
-            self.begin(now);
-        } else if self.steward() == self.best(now) {
+        if self.steward() == self.best(now) && self.steward().is_some() {
             self.moves_at = None;
+        } else if !had_company {
+            self.begin(now);
         } else {
             self.moves_at.get_or_insert(now + MOVES_AFTER);
         }
@@ -221,6 +224,7 @@ impl Enrolment {
             | Phase::Enlisted { .. } => return Heard::Stranger,
         };
         self.unserved = false;
+        self.was_served = true;
         // Only answers count their lessees; what comes unasked may leave it out.
         self.anybody_leases = lessees > 0 || (!asked && self.anybody_leases);
         let (unanswered, reported) = match self.phase {
@@ -285,6 +289,10 @@ impl Enrolment {
             self.moves_at = None;
             self.move_on(now);
         }
+        let enlisted = matches!(self.phase, Phase::Enlisted { .. });
+        if enlisted && self.steward() != self.best(now) {
+            self.moves_at.get_or_insert(now + MOVES_AFTER);
+        }
     }
 
     pub(crate) fn next_deadline(&self, now: Instant, news: News) -> Option<Deadline> {
@@ -305,6 +313,10 @@ impl Enrolment {
         [
             first,
             later(self.moves_at, "the branch to settle"),
+            later(
+                self.better_rests_until(now),
+                "a steward that failed to be tried again",
+            ),
             later(
                 self.settles_until.filter(|until| *until > now),
                 "others to bring their leases",
@@ -383,8 +395,12 @@ impl Enrolment {
     }
 
     fn begin(&mut self, now: Instant) {
-        if let Phase::Alone { asked, .. } = self.phase {
-            self.left.extend(asked);
+        match self.phase {
+            Phase::Alone { asked, .. } => self.left.extend(asked),
+            Phase::Asked { steward, .. } | Phase::Enlisted { steward, .. } => {
+                self.left.push(steward);
+            }
+            Phase::ToEnlist { .. } => {}
         }
         self.moves_at = None;
         self.phase = match self.best(now).filter(|_| self.has_company) {
@@ -398,7 +414,7 @@ impl Enrolment {
 
     /// No first answer in time: the next in rank, or nobody for now.
     fn be_impatient(&mut self, now: Instant, steward: PeerId) {
-        if self.tries + 1 < self.tries_allowed {
+        if self.tries + 1 < self.tries_allowed() {
             self.left.push(steward);
             return self.pass_over(now, steward);
         }
@@ -410,6 +426,16 @@ impl Enrolment {
         };
     }
 
+    /// The patience bounds the beginning. Later a member that has lost its steward tries the next one, too,
+    /// before it does without: others will be with that one.
+    fn tries_allowed(&self) -> u32 {
+        if self.was_served {
+            self.tries_allowed.max(2)
+        } else {
+            self.tries_allowed
+        }
+    }
+
     fn pass_over(&mut self, now: Instant, steward: PeerId) {
         self.failed.retain(|_, until| now < *until);
         self.failed.insert(steward, now + FAILED_RESTS);
@@ -418,7 +444,7 @@ impl Enrolment {
             asked: None,
             again_at: Some(now + ALONE_AGAIN),
         };
-        if self.tries < self.tries_allowed {
+        if self.tries < self.tries_allowed() {
             self.begin(now);
         } else {
             self.unserved = true;
@@ -430,10 +456,17 @@ impl Enrolment {
         if matches!(self.phase, Phase::Alone { .. }) || current == self.best(now) {
             return;
         }
-        if !matches!(self.phase, Phase::ToEnlist { .. }) {
-            self.left.extend(current);
-        }
         self.begin(now);
+    }
+
+    /// The end of the rest of a steward that comes before this one in rank: members come back to it.
+    fn better_rests_until(&self, now: Instant) -> Option<Instant> {
+        let Phase::Enlisted { steward, .. } = self.phase else {
+            return None;
+        };
+        let before = self.rank.iter().take_while(|id| **id != steward);
+        let rests = before.filter_map(|id| self.failed.get(id).copied());
+        rests.filter(|until| *until > now).min()
     }
 }
 
@@ -448,3 +481,6 @@ fn report_at(reported: Instant, news: News) -> Instant {
             (false, _) => IDLE_REPORT_EVERY,
         }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,6 +68,9 @@ pub enum ManifestAction {
     FetchFromOrigin,
 }
 
+/// Peers that are asked for one manifest, however many stewards name.
+const MAX_ASKED: usize = 1024;
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct ManifestPlan {
@@ -83,6 +86,8 @@ pub struct ManifestPlan {
     wait: Duration,
     /// When the origin is asked whatever others do; set while others are waited for.
     waits_until: Option<Instant>,
+    /// When it is asked whatever stewards say: a full one names neither a fetcher nor a holder.
+    ends_at: Instant,
     /// Until when the origin waits for members that were asked, though this one is to fetch.
     grace_until: Instant,
     may_fetch: bool,
@@ -130,11 +135,13 @@ impl ManifestPlan {
             },
             wait: wait_for_others(pace, content_bytes) + pace.time_for(manifest_bytes),
             waits_until: None,
+            ends_at: now,
             grace_until: now + JOIN_GRACE.min(patience),
             may_fetch: false,
             now,
             actions: VecDeque::new(),
         };
+        plan.ends_at = now + patience + plan.wait;
         plan.ask_members(&members);
         plan.plan(now);
         plan
@@ -159,6 +166,10 @@ impl ManifestPlan {
                 "peers to answer",
             ),
             later(self.waits_until, "others to bring the manifest"),
+            later(
+                Some(self.ends_at).filter(|_| open),
+                "a steward to say who fetches the manifest",
+            ),
             self.enrolment.next_deadline(self.now, News::default()),
         ]
         .into_iter()
@@ -252,6 +263,7 @@ impl ManifestPlan {
         let asked = self.asked.values().filter(|ask| **ask == Ask::Asked);
         if peer != self.me
             && asked.count() < MAX_NEIGHBOURS
+            && (self.asked.len() < MAX_ASKED || self.asked.contains_key(&peer))
             && self.asked.insert(peer, Ask::Asked) != Some(Ask::Asked)
         {
             self.actions.push_back(ManifestAction::AskPeer { peer });
@@ -295,7 +307,7 @@ impl ManifestPlan {
     }
 
     fn plan_origin(&mut self, now: Instant) {
-        let waited = self.waits_until.is_some_and(|until| until <= now);
+        let waited = self.ends_at <= now || self.waits_until.is_some_and(|until| until <= now);
         let may = self.may_fetch || self.enrolment.is_alone();
         let grace = self.is_asking() && now < self.grace_until;
         if self.origin == Origin::Open && (waited || (may && !grace)) {

@@ -118,3 +118,28 @@ fn silent_stewards_cost_a_small_file_fifty_milliseconds_and_a_large_one_a_second
         );
     }
 }
+
+#[test]
+fn a_steward_that_says_nothing_of_the_manifest_costs_one_wait() {
+    let start = Instant::now();
+    let mut plan = plan(start, [1, 2], 64 << 20);
+    let mut now = start;
+    loop {
+        for action in drain(&mut plan) {
+            match action {
+                ManifestAction::FetchFromOrigin => {
+                    assert!(now < start + Duration::from_secs(4), "{:?}", now - start);
+                    return;
+                }
+                ManifestAction::Enlist { steward, .. } | ManifestAction::Report { steward, .. } => {
+                    plan.handle_answer(now, steward, &says(ManifestLease::NotAsked));
+                }
+                ManifestAction::AskPeer { peer } => plan.handle_peer_failed(now, peer),
+                ManifestAction::LeaveSteward { .. } => {}
+            }
+        }
+        now = plan.next_deadline().expect("a deadline").at;
+        assert!(now < start + Duration::from_secs(60), "it never ends");
+        plan.handle_timeout(now);
+    }
+}

@@ -20,7 +20,9 @@ impl Directory {
     pub(super) fn add(&mut self, agent: PeerId, swarm: SwarmId) -> bool {
         let of_agent = self.announced.get(&agent).map_or(0, BTreeSet::len);
         let of_swarm = self.holders.get(&swarm).map_or(0, BTreeSet::len);
-        if self.entries >= MAX_ANNOUNCED
+        // Who comes later finds room, too: nobody has more than half of what he leaves free.
+        if of_agent > MAX_ANNOUNCED.saturating_sub(self.entries) / 2
+            || self.entries >= MAX_ANNOUNCED
             || of_agent >= ANNOUNCED_OF_ONE
             || of_swarm >= ANNOUNCERS_KEPT
         {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::LESSEE_SILENCE;
 use crate::swarm::{BlockSet, Want};
 
 #[derive(Debug)]
@@ -75,6 +76,8 @@ impl Member {
         self.is_live()
             && self.want.runs > 0
             && !self.shut_out
+            // Who is granted something while it is silent would lose it at once.
+            && now < self.heard + LESSEE_SILENCE
             && self.rests_until.is_none_or(|until| until <= now)
     }
 }

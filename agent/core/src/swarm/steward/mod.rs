@@ -95,6 +95,9 @@ const REFRESH_EVERY: Duration = Duration::from_secs(3);
 /// Swarms at one time. A branch of a thousand machines with as many files under way has one each.
 const MAX_TABLES: usize = 1024;
 
+/// Of those, the ones that one agent is a member of: it has fewer downloads under way at one time.
+const MAX_TABLES_OF_ONE: usize = 64;
+
 /// Members of one swarm.
 const MAX_MEMBERS: usize = 16_384;
 
@@ -182,12 +185,15 @@ impl Steward {
             swarm: enlist.swarm,
             blocks: enlist.blocks,
         };
-        if enlist.held.size() != enlist.blocks.count() || !self.make_room(key, from) {
+        if enlist.held.size() != enlist.blocks.count()
+            || !self.may_be_member(key, from)
+            || !self.make_room(key, from)
+        {
             return self.refuse(from, key);
         }
         let announcers = || self.directory.holders(&key.swarm);
         self.tables.entry(key).or_insert_with(|| Entry {
-            table: Table::new(key.blocks, announcers()),
+            table: Table::new(now, key.blocks, announcers()),
             due: None,
             used: now,
             bytes: 0,
@@ -245,9 +251,14 @@ impl Steward {
 
     /// A deadline has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some((at, key)) = self.due.first().copied()
-            && at <= now
-        {
+        // Each table once, whatever deadline it names afterwards.
+        let due: Vec<TableKey> = self
+            .due
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .map(|(_, key)| *key)
+            .collect();
+        for key in due {
             self.with_table(now, key, |table, rng| table.timeout(now, rng));
         }
     }
@@ -346,6 +357,13 @@ impl Steward {
                 self.due.remove(&(at, key));
             }
         }
+    }
+
+    /// Whether an agent is a member of few enough tables, or of this one already.
+    fn may_be_member(&self, key: TableKey, from: PeerId) -> bool {
+        let member = |entry: &Entry| entry.table.members.contains_key(&from);
+        self.tables.get(&key).is_some_and(member)
+            || self.tables.values().filter(|entry| member(entry)).count() < MAX_TABLES_OF_ONE
     }
 
     /// Whether there is room for one more member of a table, after the tables that nobody uses, the

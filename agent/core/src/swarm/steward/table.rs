@@ -2,11 +2,13 @@
 //!
 //! Each input returns nothing; what is to be said is left in `said`. No input looks at all members.
 
+mod granting;
+mod telling;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use rand::Rng;
-use rand::seq::SliceRandom;
 
 use super::ledger::Ledger;
 use super::member::{Member, Presence};
@@ -14,14 +16,11 @@ use super::queue::Queue;
 use super::roster::Roster;
 use super::spread::Spread;
 use super::{
-    GONE_LINGERS, HOLDERS_NAMED_OF, LEASE_LASTS, LESSEE_SILENCE, MANIFEST_FANOUT, MANIFEST_LEASE,
-    MAX_LESSEES, MEMBER_SILENCE, NEIGHBOURS_TOLD, NEWS_COALESCED, PEERS_REFRESHED, REFRESH_EVERY,
-    RETURNED_RESTS, RUNS_IN_ALL, RUNS_OF_ONE, SPREADS_WITHIN,
+    GONE_LINGERS, LESSEE_SILENCE, MANIFEST_FANOUT, MEMBER_SILENCE, NEIGHBOURS_TOLD, NEWS_COALESCED,
+    RETURNED_RESTS,
 };
 use crate::PeerId;
-use crate::swarm::{
-    Answer, BlockRange, Blocks, Enlist, Grant, MAX_LEASES, ManifestLease, Report, SwarmPeer,
-};
+use crate::swarm::{Answer, Blocks, Enlist, Grant, Report};
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -41,6 +40,10 @@ pub(super) struct Table {
     news_at: Option<Instant>,
     /// Agents that hold the whole content without being members.
     announcers: BTreeSet<PeerId>,
+    /// Those of them whose word stops no lease any more: members had waited long, and got nothing.
+    doubted: BTreeSet<PeerId>,
+    /// When a member last came to hold more, or another announcer came.
+    grew: Instant,
     spread: Spread,
     manifest_fetcher: Option<(PeerId, Instant)>,
     manifest_waiters: Queue,
@@ -52,7 +55,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(blocks: Blocks, announcers: BTreeSet<PeerId>) -> Self {
+    pub(super) fn new(now: Instant, blocks: Blocks, announcers: BTreeSet<PeerId>) -> Self {
         Self {
             ledger: Ledger::new(blocks.count()),
             members: BTreeMap::new(),
@@ -64,6 +67,8 @@ impl Table {
             news: Roster::default(),
             news_at: None,
             announcers,
+            doubted: BTreeSet::new(),
+            grew: now,
             spread: Spread::default(),
             manifest_fetcher: None,
             manifest_waiters: Queue::default(),
@@ -89,8 +94,12 @@ impl Table {
         enlist: Enlist,
     ) {
         self.forget(from);
+        let most = 2 * enlist.held.size() as usize;
         for block in enlist.held.iter() {
             self.ledger.hold(now, from, block);
+            if self.ledger.holders(block) == 1 {
+                self.spread.watch(now, block, from, most);
+            }
         }
         let member = Member::new(now, enlist.held, enlist.want, enlist.has_manifest);
         self.members.insert(from, member);
@@ -122,6 +131,7 @@ impl Table {
         }
         for block in report.held.iter() {
             if member.held.insert(block) {
+                self.grew = now;
                 self.ledger.hold(now, from, block);
                 if self.ledger.holders(block) == 1 {
                     let most = 2 * member.held.size() as usize;
@@ -162,7 +172,14 @@ impl Table {
         rng: &mut impl Rng,
         announcers: BTreeSet<PeerId>,
     ) {
-        self.manifest_room += announcers.len() * MANIFEST_FANOUT;
+        let new = announcers.difference(&self.announcers).count();
+        self.manifest_room += new * MANIFEST_FANOUT;
+        if announcers
+            .iter()
+            .any(|id| !self.doubted.contains(id) && !self.announcers.contains(id))
+        {
+            self.grew = now;
+        }
         self.announcers = announcers;
         self.go_on(now, rng);
     }
@@ -185,47 +202,15 @@ impl Table {
         self.go_on(now, rng);
     }
 
-    /// Blocks that nobody gets from who fetched them are free again.
-    fn lease_unspread_again(&mut self, now: Instant) {
-        for look in self.spread.take_due(now) {
-            let (block, holder) = (look.block, look.holder);
-            let waits = self.somebody_else_waits_long(now, holder);
-            let Some(member) = self.members.get_mut(&holder) else {
-                continue;
-            };
-            if self.ledger.holders(block) != 1 || !member.counts() || !member.held.contains(block) {
-                continue;
-            }
-            if !waits {
-                let most = 2 * member.held.size() as usize;
-                self.spread.watch(now, block, holder, most);
-                continue;
-            }
-            member.held.remove(block);
-            member.shut_out = true;
-            self.ledger.let_go(block);
-            self.queue.remove(holder);
-        }
-    }
-
-    fn somebody_else_waits_long(&self, now: Instant, holder: PeerId) -> bool {
-        let long = |since: Instant| since + SPREADS_WITHIN <= now;
-        let waits = |id: &PeerId| {
-            let member = self.members.get(id);
-            *id != holder && member.and_then(|m| m.wants_since).is_some_and(long)
-        };
-        // Those that fetch may stand before those that only wait.
-        self.queue.iter().take(2 * MAX_LESSEES).any(|id| waits(&id))
-    }
-
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let fetcher = self.manifest_fetcher.map(|(_, until)| until);
         [
             self.ledger.next_expiry(),
             self.due.first().map(|(at, _)| *at),
             self.resting.first().map(|(at, _)| *at),
-            fetcher.filter(|_| !self.manifest_waiters.is_empty()),
+            fetcher.filter(|_| !self.manifest_waiters.is_empty() && !self.somebody_serves()),
             self.spread.next_due(),
+            self.announcers_doubted_at(),
             self.news_at,
         ]
         .into_iter()
@@ -251,6 +236,7 @@ impl Table {
 
     /// Tells those who wait what has become possible.
     fn go_on(&mut self, now: Instant, rng: &mut impl Rng) {
+        self.doubt_announcers(now);
         self.serve_queue(now);
         self.serve_manifest_waiters(now, rng);
         if self.news_at.is_some_and(|at| at <= now) {
@@ -370,246 +356,5 @@ impl Table {
                 .iter()
                 .for_each(|block| self.ledger.let_go(block));
         }
-    }
-
-    /// What a member fetches already stays its own where nobody holds it or fetches it.
-    fn confirm(&mut self, now: Instant, id: PeerId, leased: &[BlockRange]) -> Vec<Grant> {
-        if !self.may_lease(id) {
-            return Vec::new();
-        }
-        let mut confirmed = Vec::new();
-        for blocks in leased {
-            for blocks in self.ledger.confirm(now, id, *blocks) {
-                confirmed.push(grant(blocks));
-            }
-            if confirmed.len() >= MAX_LEASES / 2 {
-                break;
-            }
-        }
-        confirmed
-    }
-
-    /// Whether a member may hold leases: it does already, or there is room for one more.
-    fn may_lease(&self, id: PeerId) -> bool {
-        let mut lessees = self.ledger.lessees();
-        lessees.retain(|lessee| self.members.get(lessee).is_some_and(Member::is_live));
-        self.announcers.iter().all(|announcer| *announcer == id)
-            && (lessees.contains(&id) || lessees.len() < MAX_LESSEES)
-    }
-
-    fn grant_runs(&mut self, now: Instant, id: PeerId) -> Vec<Grant> {
-        let mut granted = Vec::new();
-        let wants = |member: &&mut Member| member.wants_run(now);
-        while let Some(member) = self.members.get_mut(&id).filter(wants) {
-            let want = member.want;
-            let Some(blocks) = self.next_run(now, id, want.blocks_per_run) else {
-                break;
-            };
-            granted.push(grant(blocks));
-            self.leases_granted += 1;
-            self.blocks_granted += u64::from(blocks.count());
-            if let Some(member) = self.members.get_mut(&id) {
-                member.want.runs -= 1;
-            }
-        }
-        if !granted.is_empty() {
-            self.heard_of_lessee(now, id);
-        }
-        granted
-    }
-
-    fn heard_of_lessee(&mut self, now: Instant, id: PeerId) {
-        self.take_place(now, id);
-        let heard = self.members.get(&id).map(|member| member.heard);
-        self.set_due(id, heard.map(|heard| heard + LESSEE_SILENCE));
-    }
-
-    fn next_run(&mut self, now: Instant, id: PeerId, most: u32) -> Option<BlockRange> {
-        if !self.may_lease(id) {
-            return None;
-        }
-        let others_want = self.queue.iter().take(2).any(|other| other != id);
-        let has = self.ledger.leases_of(id);
-        let alone = !others_want && self.ledger.leases() == has;
-        let mut lessees = self.ledger.lessees();
-        lessees.insert(id);
-        let of_one = if alone {
-            RUNS_OF_ONE
-        } else {
-            (RUNS_IN_ALL / lessees.len()).clamp(2, RUNS_OF_ONE)
-        };
-        if has >= of_one {
-            return None;
-        }
-        // An origin without ranges gives everything or nothing.
-        if most == u32::MAX {
-            return self.ledger.grant_all(now, id);
-        }
-        let runs = if alone { RUNS_OF_ONE } else { RUNS_IN_ALL };
-        let share = self.ledger.free() / u32::try_from(2 * runs).unwrap_or(u32::MAX);
-        self.ledger.grant(now, id, share.clamp(1, most.max(1)))
-    }
-
-    /// Grants what is free to those who wait: first to who fetches already, then in their order.
-    fn serve_queue(&mut self, now: Instant) {
-        let lessees = self.ledger.lessees();
-        for id in &lessees {
-            self.grant_unasked(now, *id);
-        }
-        let mut from = 0;
-        while self.ledger.free() > 0
-            && let Some((ticket, id)) = self.queue.first_from(from)
-        {
-            if !self.grant_unasked(now, id) && !lessees.contains(&id) {
-                break;
-            }
-            from = ticket + 1;
-        }
-    }
-
-    fn grant_unasked(&mut self, now: Instant, id: PeerId) -> bool {
-        let granted = self.grant_runs(now, id);
-        if granted.is_empty() {
-            return false;
-        }
-        let answer = Answer {
-            granted,
-            lessees: self.lessees(),
-            ..Answer::default()
-        };
-        self.said.push((id, answer));
-        true
-    }
-
-    fn lessees(&self) -> u32 {
-        u32::try_from(self.ledger.lessees().len()).unwrap_or(u32::MAX)
-    }
-
-    fn somebody_serves(&self) -> bool {
-        !self.serving.is_empty() || !self.announcers.is_empty()
-    }
-
-    fn manifest_for(&mut self, now: Instant, id: PeerId) -> ManifestLease {
-        let asks = |member: &Member| member.want.manifest && !member.has_manifest;
-        if !self.members.get(&id).is_some_and(asks) {
-            return ManifestLease::NotAsked;
-        }
-        if self.somebody_serves() {
-            return ManifestLease::Wait;
-        }
-        let fetched_by_another = self
-            .manifest_fetcher
-            .is_some_and(|(fetcher, until)| fetcher != id && now < until);
-        if fetched_by_another {
-            self.manifest_waiters.push(id);
-            return ManifestLease::Wait;
-        }
-        self.manifest_fetcher = Some((id, now + MANIFEST_LEASE));
-        ManifestLease::Fetch
-    }
-
-    /// As soon as somebody has the manifest, a few of those who wait are told, and a few more by
-    /// each that has got it: all at once would be too much for one.
-    fn serve_manifest_waiters(&mut self, now: Instant, rng: &mut impl Rng) {
-        let fetching = self.manifest_fetcher.is_some_and(|(_, until)| now < until);
-        let mut room = match (self.somebody_serves(), fetching) {
-            (true, _) => std::mem::take(&mut self.manifest_room),
-            (false, true) => 0,
-            (false, false) => 1,
-        };
-        while room > 0
-            && let Some(id) = self.manifest_waiters.pop()
-        {
-            let manifest = self.manifest_for(now, id);
-            if manifest == ManifestLease::NotAsked {
-                continue;
-            }
-            let peers = self.peers_for(now, rng, id, manifest);
-            let answer = Answer {
-                manifest,
-                peers,
-                ..Answer::default()
-            };
-            self.said.push((id, answer));
-            room -= 1;
-        }
-    }
-
-    /// Whom a member is told of: as many as it lacks at first, a few more from time to time.
-    fn peers_for(
-        &mut self,
-        now: Instant,
-        rng: &mut impl Rng,
-        id: PeerId,
-        manifest: ManifestLease,
-    ) -> Vec<SwarmPeer> {
-        let Some(member) = self.members.get_mut(&id).filter(|m| !m.held.is_full()) else {
-            return Vec::new();
-        };
-        let count = if member.has_manifest {
-            let lacks = NEIGHBOURS_TOLD.saturating_sub(member.told);
-            let refresh = now >= member.told_at + REFRESH_EVERY;
-            lacks.max(if refresh { PEERS_REFRESHED } else { 0 })
-        } else if manifest == ManifestLease::Wait {
-            MANIFEST_FANOUT
-        } else {
-            0
-        };
-        let mut peers = self.serving.draw(rng, count, id);
-        // Some that hold everything, drawn anew each time: the same few would serve everybody.
-        let mut holders: Vec<PeerId> = self.announcers.iter().copied().collect();
-        holders.retain(|holder| *holder != id && !peers.contains(holder));
-        holders.shuffle(rng);
-        let room = count - peers.len();
-        holders.truncate(room.max(count / HOLDERS_NAMED_OF));
-        peers.truncate(count - holders.len());
-        peers.extend(holders);
-        if member.has_manifest && !peers.is_empty() {
-            member.told += peers.len();
-            member.told_at = now;
-        }
-        if member.told >= NEIGHBOURS_TOLD {
-            self.needy.remove(&id);
-        }
-        peers.into_iter().map(serving).collect()
-    }
-
-    /// Tells members that have few neighbours who has come.
-    fn tell_news(&mut self, now: Instant, rng: &mut impl Rng) {
-        self.news_at = None;
-        let news = std::mem::take(&mut self.news);
-        for id in std::mem::take(&mut self.needy) {
-            let Some(member) = self.members.get_mut(&id) else {
-                continue;
-            };
-            let lacks = NEIGHBOURS_TOLD.saturating_sub(member.told);
-            let peers: Vec<_> = news.draw(rng, lacks, id).into_iter().map(serving).collect();
-            member.told += peers.len();
-            member.told_at = now;
-            if member.told < NEIGHBOURS_TOLD {
-                self.needy.insert(id);
-            }
-            if !peers.is_empty() {
-                let answer = Answer {
-                    peers,
-                    ..Answer::default()
-                };
-                self.said.push((id, answer));
-            }
-        }
-    }
-}
-
-fn grant(blocks: BlockRange) -> Grant {
-    Grant {
-        blocks,
-        lasts: LEASE_LASTS,
-    }
-}
-
-fn serving(peer: PeerId) -> SwarmPeer {
-    SwarmPeer {
-        peer,
-        has_manifest: true,
     }
 }

@@ -1,5 +1,7 @@
 //! A steward and its members, with virtual time.
 
+mod hostile;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -153,6 +155,8 @@ fn a_silent_lessee_loses_its_leases_soon() {
     steward.handle_enlist(now, peer(2), starts(1, 1));
     said(&mut steward);
     steward.handle_timeout(now + LESSEE_SILENCE / 2);
+    let waits = report(1, [], 1);
+    steward.handle_report(now + LESSEE_SILENCE / 2, peer(2), swarm(), blocks(1), waits);
     assert_eq!(granted(&mut steward), []);
     steward.handle_timeout(now + LESSEE_SILENCE);
     assert_eq!(granted(&mut steward), [(peer(2), range(0, 1))]);
@@ -290,17 +294,18 @@ fn more_swarms_than_fit_push_out_those_that_nobody_uses_and_no_others() {
         enlist.swarm = SwarmId::from_bytes(id);
         enlist
     };
+    let member = |number: u32| peer(u16::try_from(number).expect("few"));
     let mut number = 0;
     loop {
-        steward.handle_enlist(now, peer(1), enlist(number));
+        steward.handle_enlist(now, member(number), enlist(number));
         if granted(&mut steward).is_empty() {
             break;
         }
         number += 1;
     }
     assert!(steward.bytes <= MAX_STEWARD_BYTES && number > 100);
-    steward.handle_left(now, peer(1), enlist(3).swarm, blocks(4096));
-    steward.handle_enlist(now, peer(1), enlist(number));
+    steward.handle_left(now, member(3), enlist(3).swarm, blocks(4096));
+    steward.handle_enlist(now, member(number), enlist(number));
     assert_eq!(granted(&mut steward).len(), 1);
     assert!(
         !steward
@@ -400,6 +405,11 @@ fn apply(steward: &mut Steward, now: &mut Instant, event: Event) {
         Event::Pass { millis } => {
             *now += Duration::from_millis(millis);
             steward.handle_timeout(*now);
+            let next = steward.next_deadline();
+            assert!(
+                next.is_none_or(|next| next.at > *now),
+                "{next:?} is not over"
+            );
         }
     }
 }
@@ -527,6 +537,12 @@ fn what_one_holds_alone_is_not_leased_again_while_nobody_waits_for_a_lease() {
             steward.handle_report(now, peer(number), swarm(), blocks(4), held);
         }
         steward.handle_timeout(now);
-        assert_eq!(granted(&mut steward), []);
     }
+    let now = start + Duration::from_secs(20);
+    steward.handle_enlist(now, peer(4), starts(4, 1));
+    assert_eq!(
+        granted(&mut steward),
+        [],
+        "a newcomer gets it from who holds it"
+    );
 }

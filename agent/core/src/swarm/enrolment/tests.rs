@@ -1,0 +1,65 @@
+//! A member and its stewards, with virtual time.
+
+use super::*;
+
+fn peer(number: u8) -> PeerId {
+    PeerId::from_public_key([number; 32])
+}
+
+fn members(numbers: impl IntoIterator<Item = u8>) -> BTreeSet<PeerId> {
+    numbers.into_iter().map(peer).collect()
+}
+
+/// A member of a branch of ten that has so much patience, and the steward that has answered it.
+fn enlisted(now: Instant, patience: Duration) -> (Enrolment, PeerId) {
+    let swarm = SwarmId::from_bytes([7; 32]);
+    let mut enrolment = Enrolment::new(now, peer(100), swarm, &members(1..10), patience);
+    let steward = enrolment.take_enlist(now).expect("it enlists");
+    assert_eq!(enrolment.handle_answer(now, steward, true, 0), Heard::First);
+    (enrolment, steward)
+}
+
+#[test]
+fn who_loses_its_steward_goes_to_the_next_however_small_its_file_is() {
+    let now = Instant::now();
+    let (mut enrolment, first) = enlisted(now, Duration::from_millis(50));
+    enrolment.handle_lost(now, first);
+    assert!(!enrolment.is_alone());
+    assert_ne!(enrolment.take_enlist(now).expect("it enlists"), first);
+}
+
+#[test]
+fn members_come_back_to_the_first_in_rank_when_its_rest_is_over() {
+    let start = Instant::now();
+    let (mut enrolment, first) = enlisted(start, Duration::from_millis(900));
+    enrolment.handle_lost(start, first);
+    let mut now = start;
+    loop {
+        if let Some(steward) = enrolment.take_enlist(now) {
+            if steward == first {
+                break;
+            }
+            enrolment.handle_answer(now, steward, true, 0);
+        }
+        if let Some(steward) = enrolment.take_report(now, News::default()) {
+            enrolment.handle_answer(now, steward, true, 0);
+        }
+        let next = enrolment.next_deadline(now, News::default());
+        now = next.expect("a deadline").at;
+        assert!(now < start + FAILED_RESTS * 2, "never");
+        enrolment.handle_timeout(now);
+    }
+    assert!(now <= start + FAILED_RESTS + MOVES_AFTER);
+    assert_eq!(enrolment.take_left().len(), 1, "the second's stream ends");
+}
+
+#[test]
+fn the_old_stream_ends_when_a_member_that_was_left_by_all_finds_others() {
+    let now = Instant::now();
+    let (mut enrolment, first) = enlisted(now, Duration::from_millis(900));
+    enrolment.handle_members(now, &members([]));
+    let others = (1..20).map(peer).filter(|member| *member != first);
+    enrolment.handle_members(now, &others.collect());
+    assert_ne!(enrolment.take_enlist(now), None);
+    assert_eq!(enrolment.take_left(), [first]);
+}
