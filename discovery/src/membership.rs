@@ -61,6 +61,13 @@ impl Membership {
         self.members.get(peer_id)
     }
 
+    /// Where a member's exchange listens; nothing for one that is not here.
+    pub fn exchange_addresses(&self, peer_id: &PeerId) -> Vec<SocketAddr> {
+        self.members
+            .get(peer_id)
+            .map_or_else(Vec::new, |member| member.exchange_addresses.clone())
+    }
+
     /// How many agents are here besides this one.
     pub fn count(&self) -> usize {
         self.members.len()

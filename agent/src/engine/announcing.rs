@@ -1,14 +1,13 @@
 //! Tells the stewards what this agent holds. One task owns the sans-IO [`Announcements`].
 //!
-//! A content counts as held from the moment its file is complete; from the start on, what the store
-//! lists. That the store has evicted some of it since, whoever joins is told by this agent itself.
+//! A content counts as held from the moment its file is complete; from the agent's start on, what the store
+//! holds wholly. That some of it was evicted since, whoever joins is told by this agent itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use branchline_core::PeerId;
 use branchline_core::swarm::{AnnouncementWord, Announcements};
-use branchline_discovery::Membership;
 use branchline_exchange::{Announcer, DialError, PeerFailure};
 use branchline_hashing::SwarmId;
 use branchline_store::{ContentSummary, Store, StoreError};
@@ -20,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::planned::{changed, ids};
 use crate::engine::serving::may_be_given;
 use crate::engine::steward_desk::OwnDesk;
-use crate::engine::{Shared, far_future, segments_present};
+use crate::engine::{Shared, far_future, now, segments_present};
 
 /// Contents that were completed and wait to be announced; a full queue makes their downloads wait.
 const HELD_QUEUE: usize = 64;
@@ -192,11 +191,8 @@ impl Teller {
         let Some(exchange) = &self.shared.exchange else {
             return;
         };
-        let members: Arc<Membership> = self.shared.membership();
-        let addresses = members
-            .member(&steward)
-            .map(|member| member.exchange_addresses.clone());
-        let announcer = exchange.announce(steward, addresses.unwrap_or_default());
+        let addresses = self.shared.membership().exchange_addresses(&steward);
+        let announcer = exchange.announce(steward, addresses);
         self.opened_so_far += 1;
         let number = self.opened_so_far;
         let (words, to_say) = mpsc::channel(WORD_QUEUE);
@@ -264,8 +260,4 @@ async fn say(announcer: &Announcer, word: AnnouncementWord) -> Result<(), PeerFa
         AnnouncementWord::Announce { swarms, .. } => announcer.announce(swarms).await,
         AnnouncementWord::Withdraw { swarms, .. } => announcer.withdraw(swarms).await,
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }

@@ -1,7 +1,7 @@
 //! One download from request to report.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use branchline_core::SegmentSet;
 use branchline_hashing::{ContentKey, Digest, Manifest, SegmentIndex};
@@ -25,6 +25,10 @@ use crate::engine::turns::Turn;
 
 /// A file that changes while it is fetched is started anew so often.
 const ATTEMPTS: u32 = 4;
+
+/// A download that waits for another one of the same content goes on by itself when that one has brought
+/// nothing for so long: as long as a planner waits for others at most.
+const TURN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Segments copied from the store between two words to the user.
 const COPY_SEGMENTS: usize = 512;
@@ -286,13 +290,12 @@ impl Download<'_> {
             partial.present(&described)
         });
         let present = present.await?;
-        let waits = self.shared.turns.is_taken(key);
-        if waits {
-            meter.report(0, "another download of the same file on this machine");
-        }
+        let (turn, waited) = self.turn(key, meter).await;
         // After a wait the steward that was asked for the manifest has other members to think of.
-        let handover = handover.filter(|_| !waits);
-        let turn = self.shared.turns.take(key).await;
+        let handover = handover.filter(|_| !waited);
+        // Without the turn this machine is a member of the swarm already: another word of it would end that
+        // one's. The origin is left, where it can be asked.
+        let peers = peers && (turn.is_some() || known.remote.is_err());
         meter.start(Some(manifest.file_length()));
         meter.count_local(bytes_of(&manifest, &present));
         let _hold = self
@@ -324,9 +327,35 @@ impl Download<'_> {
         Ok(Complete {
             content,
             on_shelf,
-            _turn: Some(turn),
+            _turn: turn,
             _stewards: Some(stewards),
         })
+    }
+
+    /// Waits until no other download here fetches the same content, as long as that one brings something;
+    /// and whether there was one.
+    async fn turn(&self, key: ContentKey, meter: &mut Meter) -> (Option<Turn>, bool) {
+        let waits = self.shared.turns.is_taken(key);
+        if waits {
+            meter.report(0, "another download of the same file on this machine");
+        }
+        let mut turn = std::pin::pin!(self.shared.turns.take(key));
+        loop {
+            let before = self.brought_here(key);
+            tokio::select! {
+                turn = &mut turn => return (Some(turn), waits),
+                () = tokio::time::sleep(TURN_PATIENCE) => {
+                    if self.brought_here(key) == before {
+                        return (None, waits);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How much of a content another download here has by now.
+    fn brought_here(&self, key: ContentKey) -> Option<u32> {
+        Some(self.shared.shelf.find(key)?.done().len())
     }
 
     /// Copies what this machine holds of the file, whatever it belonged to.

@@ -130,9 +130,7 @@ impl<'a> Links<'a> {
         let Some(exchange) = self.exchange else {
             return;
         };
-        let member = members.member(&peer);
-        let addresses = member.map(|member| member.exchange_addresses.clone());
-        let join = exchange.join(peer, addresses.unwrap_or_default(), self.key);
+        let join = exchange.join(peer, members.exchange_addresses(&peer), self.key);
         self.peers.insert(peer, Link::Asking);
         self.tasks.spawn(async move {
             let result = join.await;
@@ -191,14 +189,10 @@ impl<'a> Links<'a> {
             let event = tokio::select! {
                 Some(word) = self.words.recv() => self.word(word),
                 Some((peer, update)) = self.updates.recv() => self.update(peer, update),
-                Some(end) = self.tasks.join_next() => match end {
-                Ok(end) => self.task_ended(end),
-                Err(error) => {
-                    // A watch that was ended; or a panic, which has said so.
-                    tracing::trace!(%error, "a task of a peer has ended");
-                    None
+                // An error is a watch that was ended, or a panic, which has said so.
+                Some(end) = self.tasks.join_next() => {
+                    end.ok().and_then(|end| self.task_ended(end))
                 }
-            },
             };
             if let Some(event) = event {
                 return event;

@@ -24,12 +24,12 @@ use url::Url;
 
 use crate::engine::planned::{changed, ids};
 use crate::engine::stewards::{StewardWord, Stewards};
-use crate::engine::{Shared, far_future};
+use crate::engine::{Shared, far_future, now};
 
 /// What is asked of the origin first where there are members: the head, and with it all of a
-/// manifest of a hundred segments. More would show in a common start of a large branch, less would
-/// cost small files a round trip.
-const FIRST_BYTES: u64 = 4096;
+/// manifest of twenty segments, of a file of about 640 KB. More would show in a common start of a large
+/// branch, less would cost small files a round trip.
+const FIRST_BYTES: u64 = 1024;
 
 /// Peers that send a manifest at the same time: the second is for when the first is slow. A 10 GiB
 /// file has 12 MB of it.
@@ -303,14 +303,11 @@ impl<'a> Search<'a> {
 
     /// Joins a member and asks for the manifest; what does not fit the head is none.
     fn ask(&mut self, peer: PeerId) {
-        let members = self.shared.membership();
-        let addresses = members
-            .member(&peer)
-            .map(|member| member.exchange_addresses.clone());
+        let addresses = self.shared.membership().exchange_addresses(&peer);
         let Some(exchange) = &self.shared.exchange else {
             return;
         };
-        let join = exchange.join(peer, addresses.unwrap_or_default(), self.key);
+        let join = exchange.join(peer, addresses, self.key);
         let (key, limit) = (self.key, limit_of(&self.head));
         let at_a_time = Arc::clone(&self.at_a_time);
         let patience = MANIFEST_TIME
@@ -366,8 +363,4 @@ fn limit_of(head: &ManifestHead) -> usize {
     usize::try_from(head.body_length())
         .unwrap_or(usize::MAX)
         .saturating_add(ManifestHead::LENGTH)
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }

@@ -282,6 +282,11 @@ impl Drop for Entry {
     }
 }
 
+/// The time as the sans-IO parts are told it.
+pub(crate) fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// For a deadline that there is none of.
 pub(crate) fn far_future() -> tokio::time::Instant {
     tokio::time::Instant::now() + Duration::from_secs(24 * 3600)

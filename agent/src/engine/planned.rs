@@ -27,7 +27,7 @@ use crate::engine::partial::{Partial, PartialError};
 use crate::engine::progress::Meter;
 use crate::engine::stewards::{StewardWord, Stewards};
 use crate::engine::writer::{self, Arrivals, Outcome};
-use crate::engine::{Shared, far_future, linux};
+use crate::engine::{Shared, far_future, linux, now};
 
 /// How often the user hears of progress.
 pub(crate) const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -399,10 +399,6 @@ impl Running<'_> {
         self.planner.handle_origin_run_failed(now(), run, failure);
         Ok(())
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }
 
 pub(crate) fn ids(members: &Membership) -> BTreeSet<PeerId> {

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use crate::engine::{far_future, linux};
+use crate::engine::{far_future, linux, now};
 
 /// Words of this agent's own downloads that wait for the desk; a full queue makes them wait.
 const OWN_QUEUE: usize = 64;
@@ -302,8 +302,4 @@ impl Desk {
             }
         }
     }
-}
-
-fn now() -> std::time::Instant {
-    Instant::now().into_std()
 }

@@ -72,14 +72,11 @@ impl Stewards {
             self.work.spawn(at_own_desk(voice, desk, enlist, to_send));
             return;
         }
-        let members = shared.membership();
-        let addresses = members
-            .member(&steward)
-            .map(|member| member.exchange_addresses.clone());
+        let addresses = shared.membership().exchange_addresses(&steward);
         let link = shared
             .exchange
             .as_ref()
-            .map(|exchange| exchange.enlist(steward, addresses.unwrap_or_default(), enlist));
+            .map(|exchange| exchange.enlist(steward, addresses, enlist));
         self.work.spawn(at_another(voice, link, to_send));
     }
 

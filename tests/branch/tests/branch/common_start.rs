@@ -154,3 +154,26 @@ fn when_all_others_hang_in_the_middle_the_file_comes() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn two_downloads_of_one_content_on_one_machine_are_one_transfer() -> Result<()> {
+    let branch = Branch::with_agents(Setup::slow(2, RATE_BYTES_PER_SEC))?;
+    let file = random_bytes(74, 8 * MEBIBYTE);
+    let url = branch.publish(FILE, &file)?;
+    let before = branch.wan_down();
+    let machine = branch.machine(0);
+    let targets = ["first", "second"].map(|name| machine.target(&url).with_file_name(name));
+    let begin = |target: &PathBuf| machine.start_get(&url, target, &[]);
+    let mut gets = targets.iter().map(begin).collect::<Result<Vec<_>>>()?;
+    let mut from_store = 0;
+    for (get, target) in gets.iter_mut().zip(&targets) {
+        let got = Got::of(&get.wait(PATIENCE)?, target.clone())?;
+        machine.ensure_file(target, &file)?;
+        from_store += got.done()?.from_store;
+    }
+    let wan = (branch.wan_down() - before) as f64 / file.len() as f64;
+    println!("WAN {wan:.3} x the file, {from_store} bytes from this machine");
+    assert!(wan <= 1.1, "{wan}");
+    assert_eq!(from_store, file.len() as u64);
+    Ok(())
+}
