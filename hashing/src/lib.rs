@@ -5,12 +5,14 @@
 //! The formats are specified byte by byte in `docs/manifest.md`.
 
 mod digester;
+mod fixed;
 mod ids;
 mod manifest;
 mod segmenting;
 mod verified;
 
 pub use digester::{Digester, Sha256};
+pub use fixed::{FixedSegment, FixedSegments};
 pub use ids::{
     Blake3Digest, ContentKey, Digest, ParseHexError, SegmentHash, SegmentIndex, Sha256Digest,
     SwarmId,
@@ -21,4 +23,4 @@ pub use manifest::{
 pub use segmenting::{
     ParametersError, SEGMENT_LENGTH_LIMIT, Segmenter, SegmentingAlgorithm, SegmentingParameters,
 };
-pub use verified::{HashMismatch, VerifiedSegment};
+pub use verified::{HashMismatch, ProvisionalSegment, VerifiedSegment};

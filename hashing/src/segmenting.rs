@@ -78,14 +78,14 @@ impl SegmentingParameters {
         max: 128 * KIB,
     };
 
-    /// For a file without a manifest: large enough that asking for one segment costs little beside
-    /// the segment, small enough that several peers can take part in a file of some MiB.
+    /// For a file without a manifest: large enough that a table of them is a two-thousandth of the file,
+    /// small enough that members of a branch see each other's progress in a file of some MiB.
     pub const FIXED: Self = Self {
         algorithm: SegmentingAlgorithm::Fixed,
         normalization: 0,
-        min: 256 * KIB,
-        average: 256 * KIB,
-        max: 256 * KIB,
+        min: 64 * KIB,
+        average: 64 * KIB,
+        max: 64 * KIB,
     };
 
     /// Checks parameters that came from outside.
@@ -166,7 +166,7 @@ impl SegmentingParameters {
     }
 
     /// Bytes of the longest segment.
-    pub fn max(&self) -> u32 {
+    pub const fn max(&self) -> u32 {
         self.max
     }
 

@@ -65,9 +65,64 @@ impl VerifiedSegment {
     }
 }
 
+/// Bytes of a file of which only the digest of the whole is known, with the hash they had when they came.
+/// Nothing says that they are right before the whole matches: the store takes none of these.
+#[derive(Debug, Clone)]
+pub struct ProvisionalSegment {
+    hash: SegmentHash,
+    bytes: Bytes,
+}
+
+impl ProvisionalSegment {
+    /// Hashes bytes that have come.
+    pub fn of(bytes: Bytes) -> Self {
+        let hash = SegmentHash::of(&bytes);
+        Self { hash, bytes }
+    }
+
+    /// Bytes that were read back from a disk, if they still are what came.
+    ///
+    /// # Errors
+    /// [`HashMismatch`] when they are not.
+    pub fn read_back(bytes: Bytes, came: SegmentHash) -> Result<Self, HashMismatch> {
+        let segment = Self::of(bytes);
+        match segment.hash == came {
+            true => Ok(segment),
+            false => Err(HashMismatch {
+                expected: came,
+                found: segment.hash,
+            }),
+        }
+    }
+
+    /// BLAKE3 of the bytes.
+    pub fn hash(&self) -> SegmentHash {
+        self.hash
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The bytes alone.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn provisional_bytes_are_read_back_as_they_came_or_not_at_all() {
+        let came = ProvisionalSegment::of(Bytes::from_static(b"came")).hash();
+        let again = ProvisionalSegment::read_back(Bytes::from_static(b"came"), came);
+        assert_eq!(again.map(|segment| segment.hash()), Ok(came));
+        let changed = ProvisionalSegment::read_back(Bytes::from_static(b"else"), came);
+        assert_eq!(changed.map(|s| s.hash()).map_err(|e| e.expected), Err(came));
+    }
 
     #[test]
     fn only_the_right_bytes_pass() {

@@ -7,6 +7,7 @@ pub mod backoff;
 mod deadline;
 mod peer;
 pub mod planner;
+pub mod repair;
 mod segments;
 pub mod swarm;
 pub mod wire;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use branchline_hashing::{SEGMENT_COUNT_LIMIT, SEGMENT_LENGTH_LIMIT, SegmentIndex, SwarmId};
 
 use crate::SegmentRange;
+use crate::repair::Claim;
 use crate::swarm::{Answer, Enlist, MAX_ANSWER_PEERS, MAX_BLOCKS, MAX_LEASES, Report};
 
 pub use codec::WireError;
@@ -56,8 +57,8 @@ pub const MAX_ANNOUNCE_BYTES: usize = 5 + 32 * MAX_ANNOUNCED_SWARMS;
 /// The longest [`Answer`].
 pub const MAX_ANSWER_BYTES: usize = 9 + 12 * MAX_LEASES + 33 * MAX_ANSWER_PEERS;
 
-/// No message is longer: type, proof and the largest bitmap.
-pub const MAX_MESSAGE_BYTES: usize = 1 + 32 + 9 + (MAX_BITMAP_SEGMENTS as usize) / 8;
+/// No message is longer: type, proof, standing and the largest bitmap.
+pub const MAX_MESSAGE_BYTES: usize = 1 + 32 + 9 + 9 + (MAX_BITMAP_SEGMENTS as usize) / 8;
 
 /// Shows knowledge of a `ContentKey`, for one TLS session and one side of it. Compare in constant time.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -117,6 +118,9 @@ pub enum RequesterMessage {
     },
     /// Asks for segments, answered in order. At most [`MAX_REQUEST_SEGMENTS`].
     Request(SegmentRange),
+    /// Asks which bytes the responder has for segments, answered by [`ResponderMessage::Hashes`]. At
+    /// most [`MAX_REQUEST_SEGMENTS`].
+    HashesRequest(SegmentRange),
     /// Asks for the manifest.
     ManifestRequest,
     /// Asks for what the responder has by now.
@@ -149,6 +153,7 @@ impl RequesterMessage {
         match self {
             Self::Join { .. } => "Join",
             Self::Request(_) => "Request",
+            Self::HashesRequest(_) => "HashesRequest",
             Self::ManifestRequest => "ManifestRequest",
             Self::HaveRequest => "HaveRequest",
             Self::Enlist(_) => "Enlist",
@@ -160,6 +165,19 @@ impl RequesterMessage {
     }
 }
 
+/// What a responder says of the segments it gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// They are what the content's table says, and it has that.
+    Proved,
+    /// Only the digest of the whole is known, and the whole is not there: nobody can say yet whether
+    /// they are right.
+    Provisional {
+        /// The file's length in bytes, from which segments follow (`FixedSegments`).
+        file_bytes: u64,
+    },
+}
+
 /// What the side that accepted says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResponderMessage {
@@ -167,6 +185,8 @@ pub enum ResponderMessage {
     Joined {
         /// That the responder knows the key too.
         proof: JoinProof,
+        /// How far what it has may be believed.
+        standing: Standing,
         /// What it has.
         have: Have,
     },
@@ -209,6 +229,13 @@ pub enum ResponderMessage {
     HaveMore(Have),
     /// The steward's word.
     Answer(Answer),
+    /// Which bytes the responder has for these segments.
+    Hashes {
+        /// The first of them.
+        first: SegmentIndex,
+        /// Of each, if it is there; as many as were asked for.
+        claims: Vec<Option<Claim>>,
+    },
 }
 
 /// Why a side closed the connection: QUIC application error codes (RFC 9000, section 20.2).

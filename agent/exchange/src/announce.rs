@@ -148,7 +148,8 @@ async fn refusal(reader: &mut MessageReader) -> PeerFailure {
             | ResponderMessage::NoManifest
             | ResponderMessage::Have(_)
             | ResponderMessage::HaveMore(_)
-            | ResponderMessage::Answer(_)),
+            | ResponderMessage::Answer(_)
+            | ResponderMessage::Hashes { .. }),
         )) => session::out_of_place(&other),
     }
 }

@@ -433,7 +433,8 @@ impl Stream {
             | ResponderMessage::NoManifest
             | ResponderMessage::Have(_)
             | ResponderMessage::HaveMore(_)
-            | ResponderMessage::Answer(_)) => Err(session::out_of_place(&other)),
+            | ResponderMessage::Answer(_)
+            | ResponderMessage::Hashes { .. }) => Err(session::out_of_place(&other)),
         }
     }
 }

@@ -134,7 +134,8 @@ async fn next_answer(reader: &mut MessageReader, blocks: Blocks) -> Result<Answe
             | ResponderMessage::Manifest { .. }
             | ResponderMessage::NoManifest
             | ResponderMessage::Have(_)
-            | ResponderMessage::HaveMore(_)),
+            | ResponderMessage::HaveMore(_)
+            | ResponderMessage::Hashes { .. }),
         ) => Err(session::out_of_place(&other)),
     }
 }

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use branchline_core::wire::{
-    CloseCode, Have, JoinProof, MAX_ENLIST_BYTES, RequesterMessage, ResponderMessage, WireError,
-    WireMessage,
+    CloseCode, Have, JoinProof, MAX_ENLIST_BYTES, RequesterMessage, ResponderMessage, Standing,
+    WireError, WireMessage,
 };
 use branchline_core::{PeerId, SegmentRange};
-use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
+use branchline_hashing::{ContentKey, ProvisionalSegment, SegmentIndex, SwarmId, VerifiedSegment};
 use bytes::Bytes;
 use quinn::{Connection, SendStream, VarInt};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
@@ -286,8 +286,13 @@ impl Stream {
         let Some((have, content)) = self.look_up(swarm).await else {
             return self.write(&ResponderMessage::Unknown).await;
         };
-        self.write(&ResponderMessage::Joined { proof, have })
-            .await?;
+        let standing = content.standing();
+        let joined = ResponderMessage::Joined {
+            proof,
+            standing,
+            have,
+        };
+        self.write(&joined).await?;
         self.answer_requests(content).await
     }
 
@@ -323,6 +328,9 @@ impl Stream {
         while let Some(message) = self.next().await? {
             match message {
                 RequesterMessage::Request(range) => self.answer_range(&content, range).await?,
+                RequesterMessage::HashesRequest(range) => {
+                    self.answer_hashes(&content, range).await?;
+                }
                 RequesterMessage::ManifestRequest => self.answer_manifest(&content).await?,
                 RequesterMessage::HaveRequest => self.answer_have(&content).await?,
                 RequesterMessage::HaveWatch => return self.push_have(&content).await,
@@ -344,6 +352,22 @@ impl Stream {
         let have = self.server.readers.run(move || Have::of(&content.have()));
         match have.await {
             Ok(have) => self.write(&ResponderMessage::Have(have)).await,
+            Err(_) => self.write_busy().await,
+        }
+    }
+
+    async fn answer_hashes(
+        &mut self,
+        content: &Arc<dyn ServedContent>,
+        range: SegmentRange,
+    ) -> Result<(), ServeError> {
+        let content = Arc::clone(content);
+        match self.server.readers.run(move || content.claims(range)).await {
+            Ok(claims) => {
+                let first = range.first();
+                self.write(&ResponderMessage::Hashes { first, claims })
+                    .await
+            }
             Err(_) => self.write_busy().await,
         }
     }
@@ -395,8 +419,7 @@ impl Stream {
     async fn write_batch(&mut self, batch: Batch) -> Result<(), ServeError> {
         let mut chunks = Vec::with_capacity(2 * batch.len());
         let mut served_bytes = 0;
-        for (index, segment) in batch {
-            let body = segment.map(VerifiedSegment::into_bytes);
+        for (index, body) in batch {
             let with_length = body.and_then(|b| Some((u32::try_from(b.len()).ok()?, b)));
             let Some((length, body)) = with_length else {
                 chunks.push(ResponderMessage::Absent { index }.to_bytes().into());
@@ -451,7 +474,18 @@ impl Stream {
 }
 
 /// Segments read together; `None` is absent.
-type Batch = Vec<(SegmentIndex, Option<VerifiedSegment>)>;
+type Batch = Vec<(SegmentIndex, Option<Bytes>)>;
+
+/// A segment's bytes: verified ones, unless the requester was told that they are provisional.
+fn read(content: &dyn ServedContent, index: SegmentIndex) -> Option<Bytes> {
+    match content.standing() {
+        Standing::Proved => content.read(index).map(VerifiedSegment::into_bytes),
+        Standing::Provisional { .. } => {
+            let segment = content.read_provisional(index);
+            segment.map(ProvisionalSegment::into_bytes)
+        }
+    }
+}
 
 /// Reads a range's segments ahead of their being sent, in order.
 struct ReadAhead<'a> {
@@ -494,7 +528,7 @@ impl<'a> ReadAhead<'a> {
         let reading = self.readers.run(move || {
             wanted
                 .map(SegmentIndex)
-                .map(|index| (index, content.read(index)))
+                .map(|index| (index, read(&*content, index)))
                 .collect()
         });
         self.asked.push_back((indices, reading));

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use branchline_core::wire::{CloseCode, Have, RequesterMessage, ResponderMessage, WireMessage};
-use branchline_core::{PeerId, SegmentSet};
+use branchline_core::repair::Claim;
+use branchline_core::wire::{
+    CloseCode, Have, RequesterMessage, ResponderMessage, Standing, WireMessage,
+};
+use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_hashing::{ContentKey, SwarmId};
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
@@ -26,6 +29,7 @@ pub struct PeerSession {
     hub: HubHandle,
     link: Arc<Link>,
     key: ContentKey,
+    standing: Standing,
     have: Arc<Have>,
 }
 
@@ -36,13 +40,17 @@ impl PeerSession {
         key: ContentKey,
     ) -> Result<Self, PeerFailure> {
         let on = Arc::clone(&link);
-        let have = hub
-            .run(async move { Ok(JoinedStream::open(&on, &key).await?.have) })
+        let (standing, have) = hub
+            .run(async move {
+                let joined = JoinedStream::open(&on, &key).await?;
+                Ok((joined.standing, joined.have))
+            })
             .await?;
         Ok(Self {
             hub,
             link,
             key,
+            standing,
             have: Arc::new(have),
         })
     }
@@ -55,6 +63,11 @@ impl PeerSession {
     /// The peer's word, when the session began, on how many segments the content has.
     pub fn claimed_segments(&self) -> u32 {
         self.have.size()
+    }
+
+    /// The peer's word, when the session began, on how far what it gives may be believed.
+    pub fn standing(&self) -> Standing {
+        self.standing
     }
 
     /// What the peer had when the session began, of the manifest's number of segments.
@@ -83,6 +96,21 @@ impl PeerSession {
     /// What the peer has, and then what it comes to have, as it comes.
     pub fn watch(&self, segments: u32) -> HaveWatch {
         watch::start(&self.hub, Arc::clone(&self.link), self.key, segments)
+    }
+
+    /// Which bytes the peer has for each segment of `range`, by its own word.
+    ///
+    /// # Errors
+    /// [`PeerFailure`].
+    pub async fn claims(&self, range: SegmentRange) -> Result<Vec<Option<Claim>>, PeerFailure> {
+        let (link, key) = (Arc::clone(&self.link), self.key);
+        let claims = self.hub.run(async move {
+            let mut stream = JoinedStream::open(&link, &key).await?;
+            let question = RequesterMessage::HashesRequest(range);
+            let read = |message| read_claims(message, range);
+            stream.ask(&link, question, read).await
+        });
+        claims.await
     }
 
     /// The manifest, head and body, as the peer has it: unverified, at most `limit_bytes`. `None`
@@ -123,6 +151,7 @@ impl PeerSession {
 pub(crate) struct JoinedStream {
     pub(crate) send: SendStream,
     pub(crate) reader: MessageReader,
+    pub(crate) standing: Standing,
     pub(crate) have: Have,
 }
 
@@ -245,11 +274,20 @@ async fn join_on(
     let proof = secret.prove(key, Side::Requester);
     send_message(&mut send, RequesterMessage::Join { swarm, proof }).await?;
     match next_message(&mut reader, "the answer to a join").await? {
-        ResponderMessage::Joined { proof, have } => {
+        ResponderMessage::Joined {
+            proof,
+            standing,
+            have,
+        } => {
             if !secret.check(key, Side::Responder, &proof) {
                 return Err(Misbehaviour::WrongProof.into());
             }
-            Ok(JoinedStream { send, reader, have })
+            Ok(JoinedStream {
+                send,
+                reader,
+                standing,
+                have,
+            })
         }
         ResponderMessage::Unknown => Err(PeerFailure::Unknown),
         ResponderMessage::Busy { retry_after } => Err(PeerFailure::Busy { retry_after }),
@@ -260,7 +298,8 @@ async fn join_on(
         | ResponderMessage::NoManifest
         | ResponderMessage::Have(_)
         | ResponderMessage::HaveMore(_)
-        | ResponderMessage::Answer(_)) => Err(out_of_place(&other)),
+        | ResponderMessage::Answer(_)
+        | ResponderMessage::Hashes { .. }) => Err(out_of_place(&other)),
     }
 }
 
@@ -276,7 +315,32 @@ pub(crate) fn read_have(message: ResponderMessage) -> Result<Have, PeerFailure> 
         | ResponderMessage::Manifest { .. }
         | ResponderMessage::NoManifest
         | ResponderMessage::HaveMore(_)
-        | ResponderMessage::Answer(_)) => Err(out_of_place(&other)),
+        | ResponderMessage::Answer(_)
+        | ResponderMessage::Hashes { .. }) => Err(out_of_place(&other)),
+    }
+}
+
+fn read_claims(
+    message: ResponderMessage,
+    range: SegmentRange,
+) -> Result<Vec<Option<Claim>>, PeerFailure> {
+    let as_asked = |first, claims: &[Option<Claim>]| {
+        range.first() == first && claims.len() == range.count() as usize
+    };
+    match message {
+        ResponderMessage::Hashes { first, claims } if as_asked(first, &claims) => Ok(claims),
+        ResponderMessage::Busy { retry_after } => Err(PeerFailure::Busy { retry_after }),
+        other @ (ResponderMessage::Joined { .. }
+        | ResponderMessage::Unknown
+        | ResponderMessage::Segment { .. }
+        | ResponderMessage::Absent { .. }
+        | ResponderMessage::RangeBusy { .. }
+        | ResponderMessage::Manifest { .. }
+        | ResponderMessage::NoManifest
+        | ResponderMessage::Have(_)
+        | ResponderMessage::HaveMore(_)
+        | ResponderMessage::Answer(_)
+        | ResponderMessage::Hashes { .. }) => Err(out_of_place(&other)),
     }
 }
 
@@ -298,6 +362,7 @@ fn read_manifest_length(
         | ResponderMessage::RangeBusy { .. }
         | ResponderMessage::Have(_)
         | ResponderMessage::HaveMore(_)
-        | ResponderMessage::Answer(_)) => Err(out_of_place(&other)),
+        | ResponderMessage::Answer(_)
+        | ResponderMessage::Hashes { .. }) => Err(out_of_place(&other)),
     }
 }

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use branchline_core::SegmentSet;
-use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
+use branchline_core::repair::Claim;
+use branchline_core::wire::Standing;
+use branchline_core::{SegmentRange, SegmentSet};
+use branchline_hashing::{ContentKey, ProvisionalSegment, SegmentIndex, SwarmId, VerifiedSegment};
 use bytes::Bytes;
 use tokio::sync::watch;
 
@@ -21,6 +23,12 @@ pub trait ContentSource: Send + Sync + 'static {
 
 /// One content that is served. Called on reader threads, where it may block, unless said otherwise.
 pub trait ServedContent: Send + Sync + 'static {
+    /// How far what is read may be believed: the same for as long as the value lives. Every requester is
+    /// told when it joins. Must not block.
+    fn standing(&self) -> Standing {
+        Standing::Proved
+    }
+
     /// Which segments can be read now.
     fn have(&self) -> SegmentSet;
 
@@ -40,4 +48,16 @@ pub trait ServedContent: Send + Sync + 'static {
 
     /// Reads and verifies one segment; `None` when it is not, or no longer, there.
     fn read(&self, index: SegmentIndex) -> Option<VerifiedSegment>;
+
+    /// Reads one segment of a content that stands as [`Standing::Provisional`], which is asked for this
+    /// instead of [`Self::read`]; `None` when it is not there as it came.
+    fn read_provisional(&self, index: SegmentIndex) -> Option<ProvisionalSegment> {
+        let _ = index;
+        None
+    }
+
+    /// Which bytes are here for each segment of `range`, and whence.
+    fn claims(&self, range: SegmentRange) -> Vec<Option<Claim>> {
+        vec![None; range.count() as usize]
+    }
 }

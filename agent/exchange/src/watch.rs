@@ -96,7 +96,8 @@ async fn next_more(stream: &mut JoinedStream) -> Result<Option<Have>, PeerFailur
             | ResponderMessage::Manifest { .. }
             | ResponderMessage::NoManifest
             | ResponderMessage::Have(_)
-            | ResponderMessage::Answer(_)),
+            | ResponderMessage::Answer(_)
+            | ResponderMessage::Hashes { .. }),
         ) => Err(session::out_of_place(&other)),
     }
 }

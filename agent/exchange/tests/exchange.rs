@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use branchline_core::planner::Source;
+use branchline_core::repair::Claim;
+use branchline_core::wire::Standing;
 use branchline_exchange::{
     DialError, DownloadSpec, EventSink, Exchange, ExchangeError, ExchangeOptions, JoinError,
     Listen, Misbehaviour, PeerEventKind, PeerFailure, RequestRefused, ServedContent,
 };
-use branchline_hashing::{ContentKey, SegmentIndex};
+use branchline_hashing::{ContentKey, SegmentHash, SegmentIndex};
 use bytes::Bytes;
 
 use common::*;
@@ -57,6 +59,29 @@ async fn one_agent_takes_a_content_from_two_that_have_half_of_it_each() {
         BTreeMap::from([(carol.peer, from_alice.total_bytes)])
     );
     assert_eq!(carol.exchange.upload_stats().total_bytes, 0);
+}
+
+#[tokio::test]
+async fn provisional_bytes_are_given_to_those_who_were_told_so_and_with_them_what_they_are() {
+    let standing = Standing::Provisional { file_bytes: 77 };
+    let mut memory = Memory::even(3, 8, 900).only(|index| index != 5);
+    memory.standing = standing;
+    let content = Arc::new(memory);
+    let (alice, bob) = (Agent::start(&[&content]), Agent::start(&[]));
+    let session = bob.join(&alice, &content).await;
+    assert_eq!(session.standing(), standing);
+    let (download, mut events) = download(&session, &content, 8);
+    download.request(range(2, 1)).expect("taken");
+    events.have().await;
+    let (index, bytes) = events.segment().await;
+    assert_eq!((index.0, &bytes), (2, &content.all[2]));
+    assert_eq!(content.reads.load(Ordering::SeqCst), 0, "read as verified");
+    let claims = session.claims(range(4, 3)).await.expect("an answer");
+    let claim = |index: usize, first_hand| {
+        let hash = SegmentHash::of(&content.all[index]);
+        Some(Claim { hash, first_hand })
+    };
+    assert_eq!(claims, [claim(4, true), None, claim(6, true)]);
 }
 
 #[tokio::test]

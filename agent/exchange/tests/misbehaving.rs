@@ -559,8 +559,8 @@ async fn a_connection_on_which_nobody_joins_is_closed_and_a_joined_one_is_not() 
     let right = proof(&member, &content.key, 0);
     let join = join_message(&content.key.swarm_id(), &right);
     let (mut send, mut receive) = ask(&member, &join).await;
-    // A proof, and all three as one range.
-    let mut joined = [0; 50];
+    // A proof, that it is proved, and all three as one range.
+    let mut joined = [0; 51];
     soon(receive.read_exact(&mut joined)).await.expect("Joined");
 
     let stranger = raw.dial(&alice).await;

@@ -176,9 +176,9 @@ async fn a_watcher_that_does_not_read_is_told_all_it_has_missed_in_one_word() {
         .await
         .expect("written");
     // Joined and Have, both with no ranges.
-    let mut answers = [0; 42 + 10];
+    let mut answers = [0; 43 + 10];
     soon(receive.read_exact(&mut answers)).await.expect("Have");
-    assert_eq!((answers[0], answers[42]), (0x81, 0x89));
+    assert_eq!((answers[0], answers[43]), (0x81, 0x89));
     for step in 0..5 {
         content.add((step..4000).step_by(10));
         more(&mut bobs).await;

@@ -20,10 +20,7 @@ pub(crate) struct LocalContent {
     pub(crate) trust: Trust,
     encoded: OnceLock<Bytes>,
     proved: AtomicBool,
-    /// Written by the one transfer, read by those who serve; never held across anything slow.
-    done: RwLock<SegmentSet>,
-    /// Counts segments that come; none when no more will.
-    growth: RwLock<Option<watch::Sender<u64>>>,
+    pub(crate) done: Done,
     file: File,
 }
 
@@ -41,8 +38,7 @@ impl LocalContent {
             trust,
             encoded: OnceLock::new(),
             proved: AtomicBool::new(false),
-            done: RwLock::new(done),
-            growth: RwLock::new(Some(watch::Sender::new(0))),
+            done: Done::new(done),
             file,
         }
     }
@@ -74,18 +70,47 @@ impl LocalContent {
         self.proved.store(true, Ordering::Release);
     }
 
-    /// The segments that are verified and written.
-    pub(crate) fn done(&self) -> SegmentSet {
-        self.done
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    /// Reads a segment that is done, and verifies it once more: the file may have been changed by
+    /// anybody since it got its name.
+    pub(crate) fn read_verified(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
+        let done = self.done.contains(index);
+        let segment = self.manifest.segment(index).filter(|_| done)?;
+        let mut bytes = vec![0; segment.length as usize];
+        self.file.read_exact_at(&mut bytes, segment.offset).ok()?;
+        VerifiedSegment::verify(bytes.into(), segment.hash).ok()
+    }
+}
+
+/// The segments of a content that are written, and a word to those who watch them come.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// Written by the one transfer, read by those who serve; never held across anything slow.
+    segments: RwLock<SegmentSet>,
+    /// Counts segments that come; none when no more will.
+    growth: RwLock<Option<watch::Sender<u64>>>,
+}
+
+impl Done {
+    pub(crate) fn new(segments: SegmentSet) -> Self {
+        Self {
+            segments: RwLock::new(segments),
+            growth: RwLock::new(Some(watch::Sender::new(0))),
+        }
     }
 
-    /// One more is; whether it was not before.
-    pub(crate) fn mark_done(&self, index: SegmentIndex) -> bool {
+    /// All of them.
+    pub(crate) fn segments(&self) -> SegmentSet {
+        self.read().clone()
+    }
+
+    pub(crate) fn contains(&self, index: SegmentIndex) -> bool {
+        self.read().contains(index)
+    }
+
+    /// One more is written; whether it was not before.
+    pub(crate) fn insert(&self, index: SegmentIndex) -> bool {
         let new = self
-            .done
+            .segments
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(index);
@@ -94,6 +119,14 @@ impl LocalContent {
             growth.send_modify(|count| *count += 1);
         }
         new
+    }
+
+    /// One is not there any more; whether it was.
+    pub(crate) fn remove(&self, index: SegmentIndex) -> bool {
+        self.segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(index)
     }
 
     /// Tells of each segment that comes; `None` when no more will.
@@ -108,17 +141,7 @@ impl LocalContent {
         *growth = None;
     }
 
-    /// Reads a segment that is done, and verifies it once more: the file may have been changed by
-    /// anybody since it got its name.
-    pub(crate) fn read_verified(&self, index: SegmentIndex) -> Option<VerifiedSegment> {
-        let done = self
-            .done
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(index);
-        let segment = self.manifest.segment(index).filter(|_| done)?;
-        let mut bytes = vec![0; segment.length as usize];
-        self.file.read_exact_at(&mut bytes, segment.offset).ok()?;
-        VerifiedSegment::verify(bytes.into(), segment.hash).ok()
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, SegmentSet> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

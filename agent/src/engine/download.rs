@@ -1,15 +1,15 @@
 //! One download from request to report.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use branchline_core::SegmentSet;
-use branchline_hashing::{ContentKey, Digest, Manifest, SegmentIndex};
-use branchline_origin::{OriginError, Remote, Retry, Target};
-use branchline_store::Store;
+use branchline_core::{PeerId, SegmentSet};
+use branchline_hashing::{ContentKey, Digest, FixedSegments, Manifest};
+use branchline_origin::{OriginError, Retry, Target};
 
 use crate::api::{GetReport, GetRequest, Trust, without_password};
-use crate::engine::Shared;
+use crate::engine::at_home::Here;
 use crate::engine::content::LocalContent;
 use crate::engine::error::{Difference, GetError};
 use crate::engine::ingest::Job;
@@ -17,11 +17,15 @@ use crate::engine::lookup::{self, Known};
 use crate::engine::manifest_search::Handover;
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::plain::{self, Plain, PlainError};
-use crate::engine::planned::{Planned, PlannedError};
+use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
-use crate::engine::serving::{OnShelf, present_in_store};
+use crate::engine::provisional::name_wrong;
+use crate::engine::serving::{Local, OnShelf};
 use crate::engine::stewards::Stewards;
 use crate::engine::turns::Turn;
+use crate::engine::undescribed::{Ended, Undescribed, UndescribedError};
+use crate::engine::ways::{self, Distrusted, Table, TableMaker, Way};
+use crate::engine::{Shared, blocking};
 
 /// A file that changes while it is fetched is started anew so often.
 const ATTEMPTS: u32 = 4;
@@ -70,28 +74,6 @@ struct Download<'a> {
     request: &'a GetRequest,
     target: Target,
     partial: Arc<Partial>,
-}
-
-/// A description of the file to fetch by segments, and how far it is believed.
-struct Table {
-    key: ContentKey,
-    manifest: Arc<Manifest>,
-    trust: Trust,
-    /// Whether peers are asked.
-    peers: bool,
-    made_by: TableMaker,
-}
-
-/// Who made a table, and so what it means if the file turns out to be another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TableMaker {
-    /// The publisher, beside the file.
-    Publisher,
-    /// This machine, when it had the file before: the origin may have other bytes now that it calls
-    /// by the same name.
-    ThisMachine,
-    /// Strangers: right only if the whole file has its digest.
-    Peers,
 }
 
 /// All segments are in the partial file.
@@ -150,29 +132,85 @@ impl Download<'_> {
     async fn attempt(&self, again: bool, meter: &mut Meter) -> Result<Complete, Attempt> {
         meter.report(0, "the origin to answer");
         let mut known = lookup::ask(self.shared, &self.target, self.request, again).await?;
-        let handover = known.handover.take();
-        let Some(table) = self.table(&known).await else {
-            return self.plain(known, meter).await;
-        };
-        let (made_by, key) = (table.made_by, table.key);
-        let refutable = made_by != TableMaker::Publisher;
-        let complete = match self.planned(&known, table, handover, meter).await {
+        let mut handover = known.handover.take();
+        let mut distrusted = Distrusted::default();
+        let mut way = ways::choose(self.shared, &known, &distrusted).await;
+        loop {
+            let table = match way {
+                Way::Table(table) => table,
+                Way::Plain => return self.plain(known, meter).await,
+                Way::Undescribed { key, segments } => {
+                    let (turn, _) = self.turn(key, meter).await;
+                    if turn.is_none() && known.remote.is_ok() {
+                        // This machine is a member of the swarm already; the origin is left.
+                        return self.plain(known, meter).await;
+                    }
+                    if distrusted.takes_own_tables()
+                        && let Some(manifest) = ways::kept(self.shared, key).await
+                    {
+                        // Another download here was through with it meanwhile.
+                        way = Way::Table(Table::of_this_machine(key, manifest));
+                        continue;
+                    }
+                    let undescribed = self.undescribed(&known, key, segments);
+                    match undescribed.run(&mut distrusted, meter).await {
+                        Ok(Ended::Whole {
+                            table,
+                            on_shelf,
+                            stewards,
+                        }) => {
+                            let shared = Some((turn, stewards));
+                            return Ok(self.described(key, table, on_shelf, shared)?);
+                        }
+                        Ok(Ended::TableOfPeers { table, came }) => {
+                            Table::of_peers(key, table, Some(came))
+                        }
+                        Err(error) => return Err(self.explained_undescribed(error, &known).await),
+                    }
+                }
+            };
+            let (made_by, key) = (table.made_by.clone(), table.key);
+            let (shut_out, handover) = (&distrusted.peers, handover.take());
+            match self
+                .by_table(&known, table, shut_out, handover, meter)
+                .await?
+            {
+                Some(complete) => return Ok(complete),
+                None => self.refute(key, made_by, &mut distrusted).await?,
+            }
+            way = ways::choose(self.shared, &known, &distrusted).await;
+        }
+    }
+
+    /// Fetches the file by a table; `None` when that turned out to be of another file, and somebody
+    /// made it who may be wrong.
+    async fn by_table(
+        &self,
+        known: &Known,
+        table: Table,
+        shut_out: &BTreeSet<PeerId>,
+        handover: Option<Handover>,
+        meter: &mut Meter,
+    ) -> Result<Option<Complete>, Attempt> {
+        let refutable = table.made_by != TableMaker::Publisher;
+        let came = table.came.clone();
+        let planned = self.planned(known, table, shut_out, handover, meter);
+        let complete = match planned.await {
             Ok(complete) => complete,
             // Nobody lied but the table: with the origin's word it is a wrong one.
-            Err(PlannedError::OriginMismatch { .. }) if refutable => {
-                return self.without_table(key, known, meter).await;
-            }
-            Err(error) => return Err(self.explained(error, &known).await),
+            Err(PlannedError::OriginMismatch { .. }) if refutable => return Ok(None),
+            Err(error) => return Err(self.explained(error, known).await),
         };
         match self.first_wrong_digest(&known.digests, &complete).await? {
             None => {
                 complete.content.mark_proved();
-                Ok(complete)
+                let wrong = came.map(|came| came.wrong_by(&complete.content.manifest));
+                for (peer, segments) in wrong.into_iter().flatten() {
+                    name_wrong(peer, segments);
+                }
+                Ok(Some(complete))
             }
-            Some(_) if refutable => {
-                drop(complete);
-                self.without_table(key, known, meter).await
-            }
+            Some(_) if refutable => Ok(None),
             Some(expected) => Err(Attempt::Failed(GetError::Stale {
                 manifest: known.manifest_url.to_string(),
                 url: self.target.url().to_string(),
@@ -181,14 +219,15 @@ impl Download<'_> {
         }
     }
 
-    /// A table was wrong: what came by it is thrown away, and the origin asked for the file.
-    async fn without_table(
+    /// A table was wrong: what came by it is thrown away, and those who made it are not believed again.
+    async fn refute(
         &self,
         key: ContentKey,
-        known: Known,
-        meter: &mut Meter,
-    ) -> Result<Complete, Attempt> {
+        made_by: TableMaker,
+        distrusted: &mut Distrusted,
+    ) -> Result<(), GetError> {
         tracing::warn!(swarm = %key.swarm_id(), "a table described another file than the digest or the origin says");
+        distrusted.refute(made_by);
         let (partial, store) = (Arc::clone(&self.partial), self.shared.store.clone());
         let forgotten = blocking(move || {
             if let Err(error) = store.remove_content(&key) {
@@ -196,75 +235,65 @@ impl Download<'_> {
             }
             partial.discard()
         });
-        forgotten.await.map_err(GetError::from)?;
-        self.plain(known, meter).await
+        Ok(forgotten.await?)
     }
 
-    /// What describes the file segment by segment, if anything does.
-    async fn table(&self, known: &Known) -> Option<Table> {
-        if let Some(manifest) = &known.manifest {
-            let (key, manifest) = (manifest.content_key(), Arc::clone(manifest));
-            let trust = Trust::Manifest;
-            return Some(Table {
-                key,
-                manifest,
-                trust,
-                peers: true,
-                made_by: TableMaker::Publisher,
-            });
-        }
-        let length = known.remote.as_ref().ok().and_then(Remote::length);
-        if let Some(digest) = known.digests.first() {
-            let key = ContentKey::of_digest(digest);
-            let trust = Trust::Digest;
-            if let Some(manifest) = self.kept(key).await {
-                return Some(Table {
-                    key,
-                    manifest,
-                    trust,
-                    peers: true,
-                    made_by: TableMaker::ThisMachine,
-                });
-            }
-            let manifest = lookup::table_of_peers(self.shared, digest, length).await?;
-            let manifest = Arc::new(manifest);
-            return Some(Table {
-                key,
-                manifest,
-                trust,
-                peers: true,
-                made_by: TableMaker::Peers,
-            });
-        }
-        let remote = known
-            .remote
-            .as_ref()
-            .ok()
-            .filter(|remote| remote.validator.is_some())?;
-        let key = plain::key_of_version(remote, length?);
-        let manifest = self.kept(key).await?;
-        Some(Table {
+    fn undescribed<'a>(
+        &'a self,
+        known: &'a Known,
+        key: ContentKey,
+        segments: FixedSegments,
+    ) -> Undescribed<'a> {
+        Undescribed {
+            shared: self.shared,
+            partial: &self.partial,
+            target: &self.target,
+            remote: known.remote.as_ref().ok(),
             key,
-            manifest,
-            trust: Trust::Origin,
-            peers: false,
-            made_by: TableMaker::ThisMachine,
-        })
+            digests: &known.digests,
+            segments,
+            pace: known.pace,
+        }
     }
 
-    /// The table that an earlier download of the same content left here.
-    async fn kept(&self, key: ContentKey) -> Option<Arc<Manifest>> {
-        if let Some(local) = self
+    /// The whole file is there and has its digest: from now on this machine has a table to give. What
+    /// it was served from as provisional goes when the table is on the shelf.
+    fn described(
+        &self,
+        key: ContentKey,
+        table: Manifest,
+        provisional: OnShelf,
+        shared: Option<(Option<Turn>, Stewards)>,
+    ) -> Result<Complete, PartialError> {
+        let complete = self.complete(key, table, Trust::Digest, shared);
+        drop(provisional);
+        complete
+    }
+
+    /// The whole file is there and right.
+    fn complete(
+        &self,
+        key: ContentKey,
+        table: Manifest,
+        trust: Trust,
+        shared: Option<(Option<Turn>, Stewards)>,
+    ) -> Result<Complete, PartialError> {
+        let done = SegmentSet::full(table.segment_count());
+        let file = self.partial.reader()?;
+        let content = LocalContent::new(key, Arc::new(table), trust, done, file);
+        content.mark_proved();
+        let content = Arc::new(content);
+        let on_shelf = self
             .shared
             .shelf
-            .find(key)
-            .filter(|local| local.is_proved())
-        {
-            return Some(Arc::clone(&local.manifest));
-        }
-        let store = self.shared.store.clone();
-        let record = blocking(move || store.content(&key)).await.ok()??;
-        Some(Arc::new(Manifest::decode(&record.manifest).ok()?))
+            .put(Local::Described(Arc::clone(&content)));
+        let (turn, stewards) = shared.unzip();
+        Ok(Complete {
+            content,
+            on_shelf,
+            _turn: turn.flatten(),
+            _stewards: stewards,
+        })
     }
 
     /// Fetches what is missing, segment by segment.
@@ -272,6 +301,7 @@ impl Download<'_> {
         &self,
         known: &Known,
         table: Table,
+        shut_out: &BTreeSet<PeerId>,
         handover: Option<Handover>,
         meter: &mut Meter,
     ) -> Result<Complete, PlannedError> {
@@ -281,6 +311,7 @@ impl Download<'_> {
             trust,
             peers,
             made_by,
+            came,
         } = table;
         let partial = Arc::clone(&self.partial);
         let described = Arc::clone(&manifest);
@@ -297,7 +328,10 @@ impl Download<'_> {
         // one's. The origin is left, where it can be asked.
         let peers = peers && (turn.is_some() || known.remote.is_err());
         meter.start(Some(manifest.file_length()));
-        meter.count_local(bytes_of(&manifest, &present));
+        match came {
+            Some(came) => meter.recount(came.sources_of(&present)),
+            None => meter.count_local(bytes_of(&manifest, &present)),
+        }
         let _hold = self
             .shared
             .store
@@ -309,18 +343,22 @@ impl Download<'_> {
         let present = self.copy(here, &manifest, present, meter).await?;
         let file = self.partial.reader()?;
         let content = LocalContent::new(key, manifest, trust, present, file);
-        if made_by != TableMaker::Peers {
+        if !matches!(made_by, TableMaker::Peers(_)) {
             content.mark_proved();
         }
         let content = Arc::new(content);
-        let on_shelf = self.shared.shelf.put(Arc::clone(&content));
+        let on_shelf = self
+            .shared
+            .shelf
+            .put(Local::Described(Arc::clone(&content)));
         let planned = Planned {
             shared: self.shared,
-            content: &content,
+            filling: Filling::Described(&content),
             partial: &self.partial,
             target: &self.target,
             remote: known.remote.as_ref().ok(),
             peers,
+            shut_out,
             pace: known.pace,
         };
         let stewards = planned.run(handover, meter).await?;
@@ -355,7 +393,7 @@ impl Download<'_> {
 
     /// How much of a content another download here has by now.
     fn brought_here(&self, key: ContentKey) -> Option<u32> {
-        Some(self.shared.shelf.find(key)?.done().len())
+        self.shared.shelf.segments_of(key)
     }
 
     /// Copies what this machine holds of the file, whatever it belonged to.
@@ -419,23 +457,7 @@ impl Download<'_> {
                 Trust::Origin,
             ),
         };
-        let done = SegmentSet::full(manifest.segment_count());
-        let file = self.partial.reader().map_err(GetError::from)?;
-        let content = Arc::new(LocalContent::new(
-            key,
-            Arc::new(manifest),
-            trust,
-            done,
-            file,
-        ));
-        content.mark_proved();
-        let on_shelf = self.shared.shelf.put(Arc::clone(&content));
-        Ok(Complete {
-            content,
-            on_shelf,
-            _turn: None,
-            _stewards: None,
-        })
+        Ok(self.complete(key, manifest, trust, None)?)
     }
 
     /// Reads the whole file once more, if trust rests on its digest.
@@ -450,6 +472,18 @@ impl Download<'_> {
         let (partial, digests) = (Arc::clone(&self.partial), digests.to_vec());
         let length = complete.content.manifest.file_length();
         Ok(blocking(move || partial.first_wrong_digest(&digests, length)).await?)
+    }
+
+    async fn explained_undescribed(&self, error: UndescribedError, known: &Known) -> Attempt {
+        match error {
+            UndescribedError::Planned(error) => self.explained(error, known).await,
+            UndescribedError::Local(error) => GetError::Local(error).into(),
+            UndescribedError::WrongDigest { expected } => GetError::WrongDigest {
+                url: self.target.url().clone(),
+                expected,
+            }
+            .into(),
+        }
     }
 
     /// A mismatch at the origin is a changed file, or else a manifest that does not belong to it.
@@ -539,65 +573,4 @@ impl Download<'_> {
 fn bytes_of(manifest: &Manifest, set: &SegmentSet) -> u64 {
     let lengths = set.iter().filter_map(|index| manifest.segment(index));
     lengths.map(|segment| u64::from(segment.length)).sum()
-}
-
-/// Where this machine has segments: its store, and a download of the same content that is not in
-/// the store yet. Everything about it blocks.
-#[derive(Clone)]
-struct Here {
-    store: Store,
-    local: Option<Arc<LocalContent>>,
-}
-
-impl Here {
-    fn holds(&self, manifest: &Manifest) -> SegmentSet {
-        let mut held = present_in_store(&self.store, manifest);
-        if let Some(local) = self.local_with(manifest) {
-            held.unite(&local.done());
-        }
-        held
-    }
-
-    /// Copies segments; which were still there and right.
-    fn copy(
-        &self,
-        manifest: &Manifest,
-        partial: &Partial,
-        wanted: &[SegmentIndex],
-    ) -> Result<Vec<SegmentIndex>, PartialError> {
-        let mut copied = Vec::with_capacity(wanted.len());
-        for index in wanted {
-            let Some(segment) = manifest.segment(*index) else {
-                continue;
-            };
-            let local = self
-                .local_with(manifest)
-                .and_then(|local| local.read_verified(*index));
-            // A store that cannot be read is a cache that misses.
-            let found = local.or_else(|| self.store.read(segment.hash).ok().flatten());
-            if let Some(verified) = found.filter(|found| found.hash() == segment.hash) {
-                partial.write(&verified, segment.offset)?;
-                copied.push(*index);
-            }
-        }
-        Ok(copied)
-    }
-
-    /// Tables of one digest can differ, if strangers made them.
-    fn local_with(&self, manifest: &Manifest) -> Option<&LocalContent> {
-        let local = self.local.as_deref()?;
-        (local.manifest.head() == manifest.head()).then_some(local)
-    }
-}
-
-/// Runs what blocks off the async thread. A panic there is a panic here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is going down: whoever waits is dropped at the next await.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }

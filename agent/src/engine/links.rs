@@ -4,11 +4,12 @@
 //! the queue is full, peers are not read from: QUIC's flow control then holds them back. Decides
 //! nothing: whom to join, and when again, is the planner's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use branchline_core::planner::{DropReason, JoinFailure};
+use branchline_core::wire::Standing;
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::Membership;
 use branchline_exchange::{
@@ -53,6 +54,10 @@ pub(crate) enum LinkEvent {
 pub(crate) struct Links<'a> {
     exchange: Option<&'a Exchange>,
     key: ContentKey,
+    /// Not to be joined: they sent wrong bytes before.
+    shut_out: BTreeSet<PeerId>,
+    /// Those of them that were to be joined.
+    refused: VecDeque<PeerId>,
     spec: DownloadSpec,
     peers: BTreeMap<PeerId, Link>,
     tasks: JoinSet<TaskEnd>,
@@ -98,6 +103,7 @@ impl<'a> Links<'a> {
     pub(crate) fn new(
         exchange: Option<&'a Exchange>,
         key: ContentKey,
+        shut_out: BTreeSet<PeerId>,
         lengths: &Arc<[u32]>,
         arrivals: Arrivals,
     ) -> Self {
@@ -116,6 +122,8 @@ impl<'a> Links<'a> {
         Self {
             exchange,
             key,
+            shut_out,
+            refused: VecDeque::new(),
             spec,
             peers: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -127,6 +135,9 @@ impl<'a> Links<'a> {
 
     /// Asks a member to let this agent join. One that has gone meanwhile is not reached.
     pub(crate) fn join(&mut self, members: &Membership, peer: PeerId) {
+        if self.shut_out.contains(&peer) {
+            return self.refused.push_back(peer);
+        }
         let Some(exchange) = self.exchange else {
             return;
         };
@@ -178,6 +189,8 @@ impl<'a> Links<'a> {
     pub(crate) fn drop_peer(&mut self, peer: PeerId, reason: DropReason) {
         if let Some(Link::Joined { session, .. }) = self.peers.insert(peer, Link::Dropped)
             && reason == DropReason::Lied
+            // It said that it could not know; and other downloads may use the connection.
+            && session.standing() == Standing::Proved
         {
             session.cut_off("a segment was not what the manifest says");
         }
@@ -185,6 +198,10 @@ impl<'a> Links<'a> {
 
     /// The next thing a peer did. Cancel-safe. Never ends.
     pub(crate) async fn next(&mut self) -> LinkEvent {
+        if let Some(peer) = self.refused.pop_front() {
+            let failure = JoinFailure::Misbehaved;
+            return LinkEvent::NotJoined { peer, failure };
+        }
         loop {
             let event = tokio::select! {
                 Some(word) = self.words.recv() => self.word(word),

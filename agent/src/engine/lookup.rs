@@ -1,20 +1,15 @@
 //! What to believe about a file: the origin is asked what it has, and what describes it.
 //!
 //! In this order: a manifest the origin publishes; a digest known beforehand; the origin's own
-//! connection. Peers can supply the body of a manifest whose head the origin sent, and the table
-//! of a file whose digest is known: neither is believed before it is checked.
+//! connection. Peers can supply the body of a manifest whose head the origin sent: it is not believed
+//! before it is checked.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use branchline_core::planner::OriginPace;
-use branchline_discovery::Membership;
-use branchline_exchange::Exchange;
-use branchline_hashing::{ContentKey, Digest, Manifest, ManifestHead, SegmentingParameters};
+use branchline_hashing::{Digest, Manifest};
 use branchline_origin::{OriginError, Remote, Retries, RetryPolicy, Target, manifest_url};
-use bytes::Bytes;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use url::Url;
 
 use crate::api::GetRequest;
@@ -23,24 +18,9 @@ use crate::engine::error::{Difference, GetError};
 use crate::engine::linux;
 use crate::engine::manifest_search::{self, Found, Handover};
 
-/// How long peers may take to send a manifest before the origin is asked for it: a LAN sends
-/// 1 MiB in 10 ms, and a peer that cannot is no help anyway.
-const PEER_MANIFEST_TIME: Duration = Duration::from_millis(500);
-
 /// How long the origin may take to say anything where peers can deliver without it: several times
 /// what a working line needs.
 const ORIGIN_TIME_WITH_PEERS: Duration = Duration::from_secs(2);
-
-/// Peers that send a manifest at the same time: the second is for when the first is slow. A 10 GiB
-/// file has 12 MB of it.
-const MANIFESTS_AT_A_TIME: usize = 2;
-
-/// Peers that are asked whether they have one.
-const PEERS_ASKED: usize = 64;
-
-/// The longest table that is taken from strangers when nobody says how long the file is: that of
-/// 460 GB in fixed segments.
-const UNKNOWN_LENGTH_LIMIT_BYTES: u64 = 64 << 20;
 
 /// The first question is given up sooner than a download that has begun: somebody waits to hear
 /// that the address is wrong. At once, where peers can deliver without the origin.
@@ -260,80 +240,4 @@ fn check_digests(
             }),
         }),
     }
-}
-
-/// Manifests that peers are about to send.
-struct PeerManifests(JoinSet<Option<Bytes>>);
-
-/// Asks every member that holds `key` for its manifest.
-fn manifests_of_peers(
-    exchange: &Exchange,
-    members: &Membership,
-    key: ContentKey,
-    limit_bytes: usize,
-) -> PeerManifests {
-    let mut asked = JoinSet::new();
-    let at_a_time = Arc::new(Semaphore::new(MANIFESTS_AT_A_TIME));
-    for member in members.members().values().take(PEERS_ASKED) {
-        let join = exchange.join(member.peer_id, member.exchange_addresses.clone(), key);
-        let at_a_time = Arc::clone(&at_a_time);
-        asked.spawn(async move {
-            let session = join.await.ok()?;
-            let _turn = at_a_time.acquire().await.ok()?;
-            session.manifest(limit_bytes).await.ok()?
-        });
-    }
-    PeerManifests(asked)
-}
-
-impl PeerManifests {
-    /// The one that most peers agree on. For tables nobody can check yet.
-    async fn most_common(mut self, right: impl Fn(&Manifest) -> bool) -> Option<Manifest> {
-        let mut found: Vec<(Bytes, usize)> = Vec::new();
-        let collect = async {
-            while let Some(end) = self.0.join_next().await {
-                let Some(bytes) = end.ok().flatten() else {
-                    continue;
-                };
-                match found.iter_mut().find(|(known, _)| *known == bytes) {
-                    Some((_, votes)) => *votes += 1,
-                    None => found.push((bytes, 1)),
-                }
-            }
-        };
-        // Whoever is late has no vote.
-        let _ = tokio::time::timeout(PEER_MANIFEST_TIME, collect).await;
-        found.sort_by_key(|(_, votes)| std::cmp::Reverse(*votes));
-        let decoded = found
-            .iter()
-            .filter_map(|(bytes, _)| Manifest::decode(bytes).ok());
-        decoded.into_iter().find(|manifest| right(manifest))
-    }
-}
-
-/// The table of fixed segments that peers have for content with this digest: provisional until
-/// the whole file matches.
-pub(crate) async fn table_of_peers(
-    shared: &Shared,
-    digest: &Digest,
-    length: Option<u64>,
-) -> Option<Manifest> {
-    let exchange = shared.exchange.as_ref()?;
-    let key = ContentKey::of_digest(digest);
-    let fixed = SegmentingParameters::FIXED;
-    let limit = length.map_or(UNKNOWN_LENGTH_LIMIT_BYTES, |length| {
-        let segments = length.div_ceil(u64::from(fixed.max()));
-        ManifestHead::LENGTH as u64 + segments * 36 + 32
-    });
-    let asked = manifests_of_peers(
-        exchange,
-        &shared.membership(),
-        key,
-        usize::try_from(limit).unwrap_or(usize::MAX),
-    );
-    let right = |manifest: &Manifest| {
-        manifest.parameters() == fixed
-            && length.is_none_or(|length| length == manifest.file_length())
-    };
-    asked.most_common(right).await
 }

@@ -5,23 +5,29 @@
 //! planner does.
 
 mod announcing;
+mod at_home;
 mod content;
 mod download;
 mod error;
+mod hearsay;
 mod ingest;
 mod links;
 mod linux;
 mod lookup;
 mod manifest_search;
 mod origin_run;
+mod outline;
 mod partial;
 mod plain;
 mod planned;
 mod progress;
+mod provisional;
 mod serving;
 mod steward_desk;
 mod stewards;
 mod turns;
+mod undescribed;
+mod ways;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -290,6 +296,18 @@ pub(crate) fn now() -> std::time::Instant {
 /// For a deadline that there is none of.
 pub(crate) fn far_future() -> tokio::time::Instant {
     tokio::time::Instant::now() + Duration::from_secs(24 * 3600)
+}
+
+/// Runs what blocks off the async thread. A panic there is a panic here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down: whoever waits is dropped at the next await.
+            Err(_) => std::future::pending().await,
+        },
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

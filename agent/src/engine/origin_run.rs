@@ -1,15 +1,14 @@
 //! One run from the origin: a range of bytes, cut into segments as it arrives.
 
-use std::sync::Arc;
-
 use branchline_core::SegmentRange;
 use branchline_core::planner::{Arrival, Source};
-use branchline_hashing::{Manifest, SegmentIndex};
+use branchline_hashing::SegmentIndex;
 use branchline_origin::{
     ByteRange, Origin, OriginError, Remote, Resume, Retries, RetryPolicy, Target,
 };
 
 use crate::engine::linux;
+use crate::engine::outline::Outline;
 use crate::engine::writer::Arrivals;
 
 /// How a run ended.
@@ -27,25 +26,19 @@ pub(crate) async fn fetch(
     origin: Origin,
     target: Target,
     remote: Remote,
-    manifest: Arc<Manifest>,
+    outline: Outline,
     run: SegmentRange,
     arrivals: Arrivals,
 ) -> RunEnd {
-    let whole_file = run.count() == manifest.segment_count();
+    let whole_file = run.count() == outline.count();
     let resume = if whole_file {
         Resume::Always
     } else {
         Resume::AlwaysByRanges
     };
-    let mut reader = origin.read(
-        &target,
-        &remote,
-        bytes_of(&manifest, run),
-        resume,
-        retries(),
-    );
+    let mut reader = origin.read(&target, &remote, bytes_of(&outline, run), resume, retries());
     let mut cutter = Cutter {
-        manifest: &manifest,
+        outline: &outline,
         next: run.first(),
         bytes: Vec::new(),
     };
@@ -69,15 +62,15 @@ pub(crate) fn retries() -> Retries {
     Retries::new(RetryPolicy::default(), linux::random)
 }
 
-fn bytes_of(manifest: &Manifest, run: SegmentRange) -> Option<ByteRange> {
-    let first = manifest.segment(run.first())?;
-    let last = manifest.segment(SegmentIndex(run.end() - 1))?;
-    ByteRange::new(first.offset, last.range().end - first.offset)
+fn bytes_of(outline: &Outline, run: SegmentRange) -> Option<ByteRange> {
+    let first = outline.place(run.first())?;
+    let last = outline.place(SegmentIndex(run.end() - 1))?;
+    ByteRange::new(first.offset, last.end() - first.offset)
 }
 
 /// Gathers bytes until a segment is whole.
 struct Cutter<'a> {
-    manifest: &'a Manifest,
+    outline: &'a Outline,
     next: SegmentIndex,
     bytes: Vec<u8>,
 }
@@ -87,12 +80,8 @@ struct WriterGone;
 
 impl Cutter<'_> {
     async fn take(&mut self, mut chunk: &[u8], arrivals: &Arrivals) -> Result<(), WriterGone> {
-        while let Some(segment) = self
-            .manifest
-            .segment(self.next)
-            .filter(|_| !chunk.is_empty())
-        {
-            let length = segment.length as usize;
+        while let Some(place) = self.outline.place(self.next).filter(|_| !chunk.is_empty()) {
+            let length = place.length as usize;
             self.bytes.reserve_exact(length - self.bytes.len());
             let wanted = (length - self.bytes.len()).min(chunk.len());
             self.bytes.extend_from_slice(&chunk[..wanted]);

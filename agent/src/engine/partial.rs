@@ -129,6 +129,25 @@ impl Partial {
         linux::note(&self.file)
     }
 
+    /// Puts a note on the file, in place of another.
+    ///
+    /// # Errors
+    /// When the file system has no room for notes.
+    pub(crate) fn put_note(&self, note: &[u8]) -> io::Result<()> {
+        linux::put_note(&self.file, note)
+    }
+
+    /// Reads bytes back.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is shorter.
+    pub(crate) fn read(&self, offset: u64, length: u32) -> Result<Vec<u8>, PartialError> {
+        let mut bytes = vec![0; length as usize];
+        let read = self.file.read_exact_at(&mut bytes, offset);
+        read.map_err(|e| self.fail("read", e))?;
+        Ok(bytes)
+    }
+
     /// Takes the note off: what is written from now on is not what it speaks of. Where that does not
     /// work the file is emptied, and the note speaks of nothing.
     ///
@@ -343,7 +362,7 @@ mod tests {
     use super::*;
 
     /// The length of fixed segments, asserted where it is used.
-    const SEGMENT: usize = 256 << 10;
+    const SEGMENT: usize = 64 << 10;
 
     fn manifest_of(bytes: &[u8]) -> Manifest {
         assert_eq!(SegmentingParameters::FIXED.max() as usize, SEGMENT);

@@ -11,9 +11,9 @@ use std::time::Duration;
 use branchline_core::planner::{
     Action, OriginAccess, OriginPace, Planner, RunFailure, Setup, Sharing, Source, Waiting,
 };
-use branchline_core::{PeerId, SegmentRange};
+use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::Membership;
-use branchline_hashing::{HashMismatch, Manifest, SegmentIndex};
+use branchline_hashing::{ContentKey, HashMismatch, SegmentHash, SegmentIndex};
 use branchline_origin::{OriginError, Ranges, Remote, Target};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -23,8 +23,10 @@ use crate::engine::content::LocalContent;
 use crate::engine::links::{LinkEvent, Links};
 use crate::engine::manifest_search::{Handover, retain_members};
 use crate::engine::origin_run::{self, RunEnd};
+use crate::engine::outline::Outline;
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::progress::Meter;
+use crate::engine::provisional::{ProvisionalContent, provenance_of};
 use crate::engine::stewards::{StewardWord, Stewards};
 use crate::engine::writer::{self, Arrivals, Outcome};
 use crate::engine::{Shared, far_future, linux, now};
@@ -54,22 +56,65 @@ pub(crate) enum PlannedError {
     NobodyHasIt,
 }
 
+/// What a transfer fills.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Filling<'a> {
+    /// A content whose table is known: segments are verified as they come.
+    Described(&'a LocalContent),
+    /// One of which only the whole can be verified.
+    Provisional(&'a ProvisionalContent),
+}
+
+impl Filling<'_> {
+    fn key(&self) -> ContentKey {
+        match self {
+            Self::Described(content) => content.key,
+            Self::Provisional(content) => content.key,
+        }
+    }
+
+    fn outline(&self) -> Outline {
+        match self {
+            Self::Described(content) => Outline::Table(Arc::clone(&content.manifest)),
+            Self::Provisional(content) => Outline::Fixed(content.segments),
+        }
+    }
+
+    fn done(&self) -> SegmentSet {
+        match self {
+            Self::Described(content) => content.done.segments(),
+            Self::Provisional(content) => content.done.segments(),
+        }
+    }
+
+    /// A segment is written; whether it was not there before.
+    fn mark(&self, source: Source, index: SegmentIndex, hash: SegmentHash) -> bool {
+        match self {
+            Self::Described(content) => content.done.insert(index),
+            Self::Provisional(content) => content.mark(index, hash, provenance_of(source)),
+        }
+    }
+}
+
 /// One planned transfer.
 pub(crate) struct Planned<'a> {
     pub(crate) shared: &'a Shared,
-    pub(crate) content: &'a Arc<LocalContent>,
+    pub(crate) filling: Filling<'a>,
     pub(crate) partial: &'a Partial,
     pub(crate) target: &'a Target,
     /// What the origin said; without it the origin is not asked.
     pub(crate) remote: Option<&'a Remote>,
     /// Whether peers may be believed.
     pub(crate) peers: bool,
+    /// But for these.
+    pub(crate) shut_out: &'a BTreeSet<PeerId>,
     /// How fast the origin is expected to be.
     pub(crate) pace: OriginPace,
 }
 
 struct Running<'a> {
     plan: Planned<'a>,
+    outline: Outline,
     planner: Planner,
     links: Links<'a>,
     stewards: Stewards,
@@ -94,12 +139,13 @@ impl Planned<'_> {
         handover: Option<Handover>,
         meter: &mut Meter,
     ) -> Result<Stewards, PlannedError> {
-        let manifest = &self.content.manifest;
-        let (arrivals, mut outcomes) = writer::start(self.partial.handle()?, Arc::clone(manifest))
+        let (key, outline) = (self.filling.key(), self.filling.outline());
+        let (arrivals, mut outcomes) = writer::start(self.partial.handle()?, outline.clone())
             .map_err(|error| self.partial.fail("start a thread for", error))?;
-        let lengths = lengths(manifest);
+        let lengths = outline.lengths();
         let exchange = self.shared.exchange.as_ref().filter(|_| self.peers);
-        let links = Links::new(exchange, self.content.key, &lengths, arrivals.clone());
+        let shut_out = self.shut_out.clone();
+        let links = Links::new(exchange, key, shut_out, &lengths, arrivals.clone());
         let (stewards, enrolment) = match handover {
             Some(Handover {
                 stewards,
@@ -109,13 +155,13 @@ impl Planned<'_> {
         };
         let sharing = exchange.map(|_| Sharing {
             me: self.shared.me,
-            swarm: self.content.key.swarm_id(),
+            swarm: key.swarm_id(),
             members: ids(&self.shared.membership()),
             enrolment,
         });
         let setup = Setup {
             lengths,
-            done: self.content.done(),
+            done: self.filling.done(),
             origin: access_of(self.remote),
             pace: self.pace,
             seed: linux::random(),
@@ -126,6 +172,7 @@ impl Planned<'_> {
         let run_handles = BTreeMap::new();
         let mut running = Running {
             plan: self,
+            outline,
             planner,
             links,
             stewards,
@@ -138,8 +185,7 @@ impl Planned<'_> {
         };
         let result = running.go(&mut outcomes, meter).await;
         // Whoever opens the partial file next must find no writer at work in it.
-        let stewards = std::mem::replace(&mut running.stewards, Stewards::new());
-        drop(running);
+        let stewards = running.into_stewards();
         while outcomes.recv().await.is_some() {}
         result.map(|()| stewards)
     }
@@ -157,11 +203,12 @@ fn access_of(remote: Option<&Remote>) -> OriginAccess {
     }
 }
 
-fn lengths(manifest: &Manifest) -> Arc<[u32]> {
-    manifest.segments().map(|segment| segment.length).collect()
-}
-
 impl Running<'_> {
+    /// Ends all but the streams to stewards.
+    fn into_stewards(self) -> Stewards {
+        self.stewards
+    }
+
     async fn go(
         &mut self,
         outcomes: &mut mpsc::Receiver<Vec<Outcome>>,
@@ -252,7 +299,7 @@ impl Running<'_> {
             self.plan.shared.origin.clone(),
             self.plan.target.clone(),
             remote.clone(),
-            Arc::clone(&self.plan.content.manifest),
+            self.outline.clone(),
             run,
             self.arrivals.clone(),
         );
@@ -269,8 +316,9 @@ impl Running<'_> {
                     source,
                     index,
                     length,
+                    hash,
                 } => {
-                    if self.plan.content.mark_done(index) {
+                    if self.plan.filling.mark(source, index, hash) {
                         meter.count(source, length);
                     }
                     stored.push((source, index));

@@ -9,6 +9,7 @@ use branchline_core::planner::Source;
 use tokio::sync::mpsc;
 
 use crate::api::{ByteCounts, GetEvent, Progress};
+use crate::engine::provisional::Sources;
 
 /// What moved since the agent started. Counters only: nothing is decided by them.
 #[derive(Debug, Default)]
@@ -105,6 +106,14 @@ impl Meter {
     pub(crate) fn count_local(&mut self, bytes: u64) {
         self.progress.from_store += bytes;
         self.totals.from_store.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes were thrown away or came from elsewhere than it was counted: where those come from that are
+    /// in place now. The totals count what moved, and stay.
+    pub(crate) fn recount(&mut self, sources: Sources) {
+        self.progress.from_origin = sources.origin_bytes;
+        self.progress.from_peers = sources.peers_bytes;
+        self.progress.from_store = sources.local_bytes;
     }
 
     /// Tells how far it is, and what it waits for if nothing has come since it last did.

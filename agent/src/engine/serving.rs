@@ -11,17 +11,59 @@ use branchline_store::{Store, Trust};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::engine::content::LocalContent;
+use crate::engine::content::{Done, LocalContent};
+use crate::engine::provisional::ProvisionalContent;
 
 /// Finds contents by swarm: downloads first, then the store.
 pub(crate) struct Shelf {
     store: Store,
     /// Downloads that run, and those whose segments are on their way into the store. Held for
     /// moments only.
-    local: RwLock<BTreeMap<SwarmId, Arc<LocalContent>>>,
+    local: RwLock<BTreeMap<SwarmId, Local>>,
     /// Contents of the store that were asked for a moment ago, the newest last. Held for moments
     /// only, never while one is looked up.
     recent: Mutex<Vec<Arc<StoredContent>>>,
+}
+
+/// A content that grows in a file of this machine.
+#[derive(Debug, Clone)]
+pub(crate) enum Local {
+    Described(Arc<LocalContent>),
+    Provisional(Arc<ProvisionalContent>),
+}
+
+impl Local {
+    fn key(&self) -> ContentKey {
+        match self {
+            Self::Described(content) => content.key,
+            Self::Provisional(content) => content.key,
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        match self {
+            Self::Described(content) => content.is_shared(),
+            Self::Provisional(_) => true,
+        }
+    }
+
+    fn done(&self) -> &Done {
+        match self {
+            Self::Described(content) => &content.done,
+            Self::Provisional(content) => &content.done,
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.done(), other.done())
+    }
+
+    fn served(self) -> Arc<dyn ServedContent> {
+        match self {
+            Self::Described(content) => content,
+            Self::Provisional(content) => content,
+        }
+    }
 }
 
 /// A download opens several streams within a second, and each asks what is here; looking that up
@@ -42,9 +84,9 @@ impl Shelf {
     }
 
     /// Serves `content` as long as the value lives.
-    pub(crate) fn put(self: &Arc<Self>, content: Arc<LocalContent>) -> OnShelf {
-        let swarm = content.key.swarm_id();
-        self.write().insert(swarm, Arc::clone(&content));
+    pub(crate) fn put(self: &Arc<Self>, content: Local) -> OnShelf {
+        let swarm = content.key().swarm_id();
+        self.write().insert(swarm, content.clone());
         OnShelf {
             shelf: Arc::clone(self),
             swarm,
@@ -54,14 +96,22 @@ impl Shelf {
 
     /// A content of this machine that is not, or not wholly, in the store yet.
     pub(crate) fn find(&self, key: ContentKey) -> Option<Arc<LocalContent>> {
-        self.local(&key.swarm_id())
+        match self.local(&key.swarm_id())? {
+            Local::Described(content) => Some(content),
+            Local::Provisional(_) => None,
+        }
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<SwarmId, Arc<LocalContent>>> {
+    /// How many segments of a content are there by now that is not, or not wholly, in the store yet.
+    pub(crate) fn segments_of(&self, key: ContentKey) -> Option<u32> {
+        Some(self.local(&key.swarm_id())?.done().segments().len())
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<SwarmId, Local>> {
         self.local.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn local(&self, swarm: &SwarmId) -> Option<Arc<LocalContent>> {
+    fn local(&self, swarm: &SwarmId) -> Option<Local> {
         self.local
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -70,8 +120,8 @@ impl Shelf {
     }
 
     /// A download that others may have.
-    fn shared(&self, swarm: &SwarmId) -> Option<Arc<LocalContent>> {
-        self.local(swarm).filter(|local| local.is_shared())
+    fn shared(&self, swarm: &SwarmId) -> Option<Local> {
+        self.local(swarm).filter(Local::is_shared)
     }
 
     /// A content of the store, looked up once for the several streams of a download: they join one
@@ -137,17 +187,17 @@ pub(crate) fn may_be_given(trust: Trust) -> bool {
 pub(crate) struct OnShelf {
     shelf: Arc<Shelf>,
     swarm: SwarmId,
-    content: Arc<LocalContent>,
+    content: Local,
 }
 
 impl Drop for OnShelf {
     fn drop(&mut self) {
-        self.content.end_growth();
+        self.content.done().end_growth();
         let mut local = self.shelf.write();
         // Another download of the same content may have taken the place.
         if local
             .get(&self.swarm)
-            .is_some_and(|there| Arc::ptr_eq(there, &self.content))
+            .is_some_and(|there| there.is(&self.content))
         {
             local.remove(&self.swarm);
         }
@@ -157,7 +207,7 @@ impl Drop for OnShelf {
 impl ContentSource for Shelf {
     fn key(&self, swarm: &SwarmId) -> Option<ContentKey> {
         if let Some(local) = self.shared(swarm) {
-            return Some(local.key);
+            return Some(local.key());
         }
         let (key, trust) = self.store.key_of_swarm(swarm).ok()??;
         may_be_given(trust).then_some(key)
@@ -165,7 +215,7 @@ impl ContentSource for Shelf {
 
     fn content(&self, swarm: &SwarmId) -> Option<Arc<dyn ServedContent>> {
         if let Some(local) = self.shared(swarm) {
-            return Some(local);
+            return Some(local.served());
         }
         let stored: Arc<dyn ServedContent> = self.stored(swarm)?;
         Some(stored)
@@ -174,11 +224,11 @@ impl ContentSource for Shelf {
 
 impl ServedContent for LocalContent {
     fn have(&self) -> SegmentSet {
-        self.done()
+        self.done.segments()
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
-        self.growth()
+        self.done.growth()
     }
 
     fn manifest(&self) -> Option<Bytes> {

@@ -1,17 +1,20 @@
-//! The thread that hashes what arrives and writes what is right.
+//! The thread that hashes what arrives and writes what is right, or not known to be wrong.
 //!
 //! One thread a transfer with a bounded queue: hashing and writing stay off the async threads, and
 //! a full queue stops the network from sending more. Measured dearer: `spawn_blocking` a write.
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 
 use branchline_core::planner::{Arrival, Source};
-use branchline_hashing::{HashMismatch, Manifest, Segment, SegmentIndex, VerifiedSegment};
+use branchline_hashing::{
+    HashMismatch, ProvisionalSegment, SegmentHash, SegmentIndex, VerifiedSegment,
+};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::engine::linux;
+use crate::engine::outline::{Outline, Place};
 
 /// What waits to be hashed and written: 13 ms of a 10 Gbit/s network. A full queue holds up the
 /// network, as it must.
@@ -34,11 +37,12 @@ const WRITE_BACK_BYTES: u64 = 64 << 20;
 /// What became of it.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// Right, and in the file.
+    /// In the file; and right, where the outline says what is.
     Stored {
         source: Source,
         index: SegmentIndex,
         length: u32,
+        hash: SegmentHash,
     },
     /// Not the segment it was to be.
     Bad {
@@ -59,22 +63,22 @@ pub(crate) type Arrivals = mpsc::Sender<Arrival>;
 /// When the system gives no thread.
 pub(crate) fn start(
     file: File,
-    manifest: Arc<Manifest>,
+    outline: Outline,
 ) -> io::Result<(Arrivals, mpsc::Receiver<Vec<Outcome>>)> {
-    let longest = manifest.parameters().max();
+    let longest = outline.longest();
     let segments =
         (QUEUE_BYTES / longest.max(1)).clamp(*QUEUE_SEGMENTS.start(), *QUEUE_SEGMENTS.end());
     let (arrivals, queue) = mpsc::channel(segments as usize);
     let (results, outcomes) = mpsc::channel(QUEUE_BATCHES);
     std::thread::Builder::new()
         .name("branchline-write".into())
-        .spawn(move || run(&file, &manifest, queue, &results))?;
+        .spawn(move || run(&file, &outline, queue, &results))?;
     Ok((arrivals, outcomes))
 }
 
 fn run(
     file: &File,
-    manifest: &Manifest,
+    outline: &Outline,
     mut queue: mpsc::Receiver<Arrival>,
     results: &mpsc::Sender<Vec<Outcome>>,
 ) {
@@ -82,7 +86,7 @@ fn run(
     while let Some(first) = queue.blocking_recv() {
         let more = std::iter::from_fn(|| queue.try_recv().ok());
         let batch = std::iter::once(first).chain(more).take(BATCH_SEGMENTS);
-        let settled = settle(file, manifest, batch.collect());
+        let settled = settle(file, outline, batch.collect());
         write_back.count(&settled);
         if results.blocking_send(settled).is_err() {
             return;
@@ -126,46 +130,80 @@ impl WriteBack {
 }
 
 /// Verifies a batch, and writes what is right of it.
-fn settle(file: &File, manifest: &Manifest, batch: Vec<Arrival>) -> Vec<Outcome> {
+fn settle(file: &File, outline: &Outline, batch: Vec<Arrival>) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(batch.len());
     let mut right = Vec::with_capacity(batch.len());
     for arrival in batch {
-        match verify(manifest, arrival) {
-            Ok(verified) => right.push(verified),
+        match check(outline, arrival) {
+            Ok(placed) => right.push(placed),
             Err(outcome) => outcomes.push(outcome),
         }
     }
-    right.sort_by_key(|placed| placed.segment.index);
+    right.sort_by_key(|placed| placed.place.index);
     // Neighbours go into one call. Measured: 8 at a time take 0.3 CPU-s/GB off single writes.
-    for run in right.chunk_by(|a, b| a.segment.index.0 + 1 == b.segment.index.0) {
+    for run in right.chunk_by(|a, b| a.place.index.0 + 1 == b.place.index.0) {
         outcomes.extend(write(file, run));
     }
     outcomes
 }
 
-/// A segment that is right, and where it goes.
+/// A segment that is not known to be wrong, and where it goes.
 struct Placed {
     source: Source,
-    segment: Segment,
-    verified: VerifiedSegment,
+    place: Place,
+    checked: Checked,
 }
 
-fn verify(manifest: &Manifest, arrival: Arrival) -> Result<Placed, Outcome> {
+/// What is known of its bytes.
+enum Checked {
+    Verified(VerifiedSegment),
+    Provisional(ProvisionalSegment),
+}
+
+impl Checked {
+    fn of(bytes: Bytes, expected: Option<SegmentHash>) -> Result<Self, HashMismatch> {
+        match expected {
+            Some(expected) => VerifiedSegment::verify(bytes, expected).map(Self::Verified),
+            None => Ok(Self::Provisional(ProvisionalSegment::of(bytes))),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Verified(segment) => segment.bytes(),
+            Self::Provisional(segment) => segment.bytes(),
+        }
+    }
+
+    fn hash(&self) -> SegmentHash {
+        match self {
+            Self::Verified(segment) => segment.hash(),
+            Self::Provisional(segment) => segment.hash(),
+        }
+    }
+}
+
+fn check(outline: &Outline, arrival: Arrival) -> Result<Placed, Outcome> {
     let Arrival {
         source,
         index,
         bytes,
     } = arrival;
-    let Some(segment) = manifest.segment(index) else {
+    // Whoever cuts what comes into segments knows their lengths.
+    let place = outline
+        .place(index)
+        .filter(|place| place.expected.is_some() || place.length as usize == bytes.len());
+    let Some(place) = place else {
         return Err(Outcome::Failed(io::Error::other(format!(
-            "there is no segment {index}"
+            "there is no segment {index} of {} bytes",
+            bytes.len()
         ))));
     };
-    match VerifiedSegment::verify(bytes, segment.hash) {
-        Ok(verified) => Ok(Placed {
+    match Checked::of(bytes, place.expected) {
+        Ok(checked) => Ok(Placed {
             source,
-            segment,
-            verified,
+            place,
+            checked,
         }),
         Err(mismatch) => Err(Outcome::Bad {
             source,
@@ -177,11 +215,8 @@ fn verify(manifest: &Manifest, arrival: Arrival) -> Result<Placed, Outcome> {
 
 /// Writes adjacent segments.
 fn write(file: &File, run: &[Placed]) -> Vec<Outcome> {
-    let parts: Vec<&[u8]> = run
-        .iter()
-        .map(|placed| &placed.verified.bytes()[..])
-        .collect();
-    let offset = run.first().map_or(0, |placed| placed.segment.offset);
+    let parts: Vec<&[u8]> = run.iter().map(|placed| placed.checked.bytes()).collect();
+    let offset = run.first().map_or(0, |placed| placed.place.offset);
     match linux::write_all_at(file, &parts, offset) {
         Ok(()) => run.iter().map(Placed::stored).collect(),
         Err(error) => vec![Outcome::Failed(error)],
@@ -190,11 +225,12 @@ fn write(file: &File, run: &[Placed]) -> Vec<Outcome> {
 
 impl Placed {
     fn stored(&self) -> Outcome {
-        let Segment { index, length, .. } = self.segment;
+        let Place { index, length, .. } = self.place;
         Outcome::Stored {
             source: self.source,
             index,
             length,
+            hash: self.checked.hash(),
         }
     }
 }
@@ -202,10 +238,9 @@ impl Placed {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
 
-    use branchline_hashing::{ManifestBuilder, SegmentHash, SegmentingParameters, Sha256Digest};
-
-    use bytes::Bytes;
+    use branchline_hashing::{FixedSegments, ManifestBuilder, SegmentingParameters, Sha256Digest};
 
     use super::*;
 
@@ -224,7 +259,8 @@ mod tests {
             .expect("a table");
         let file = tempfile::tempfile().expect("a file");
         let handle = file.try_clone().expect("a second handle");
-        let (arrivals, mut outcomes) = start(handle, Arc::new(manifest)).expect("a thread");
+        let (arrivals, mut outcomes) =
+            start(handle, Outline::Table(Arc::new(manifest))).expect("a thread");
         for (index, fill) in [(1, 2), (0, 9), (7, 1)] {
             let (source, index) = (Source::Origin, SegmentIndex(index));
             arrivals
@@ -283,6 +319,7 @@ mod tests {
         let manifest = table
             .finish(Sha256Digest::from_bytes([0; 32]))
             .expect("a table");
+        let outline = Outline::Table(Arc::new(manifest));
         for order in [
             [0_u32, 1, 2, 3, 4, 5],
             [5, 4, 3, 2, 1, 0],
@@ -296,7 +333,7 @@ mod tests {
                     bytes.chunks(full).nth(index as usize).expect("there"),
                 ),
             });
-            let outcomes = settle(&file, &manifest, batch.into());
+            let outcomes = settle(&file, &outline, batch.into());
             assert!(
                 outcomes.iter().all(|o| matches!(o, Outcome::Stored { .. })),
                 "{outcomes:?}"
@@ -305,5 +342,24 @@ mod tests {
             file.read_exact_at(&mut found, 0).expect("all of it");
             assert!(found == bytes, "{order:?}");
         }
+    }
+
+    #[test]
+    fn without_a_table_the_hash_of_what_came_is_told_and_no_other_length_is_taken() {
+        let segments = FixedSegments::of(u64::from(FixedSegments::LENGTH) + 3).expect("a file");
+        let file = tempfile::tempfile().expect("a file");
+        let arrival = |index, bytes: &'static [u8]| Arrival {
+            source: Source::Origin,
+            index: SegmentIndex(index),
+            bytes: Bytes::from_static(bytes),
+        };
+        let batch = vec![arrival(1, b"end"), arrival(0, b"short"), arrival(2, b"")];
+        let outcomes = settle(&file, &Outline::Fixed(segments), batch);
+        let stored = outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Stored { index, hash, .. } => Some((index.0, *hash)),
+            Outcome::Bad { .. } | Outcome::Failed(_) => None,
+        });
+        assert_eq!(stored.collect::<Vec<_>>(), [(1, SegmentHash::of(b"end"))]);
+        assert_eq!(outcomes.len(), 3);
     }
 }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use branchline_hashing::{SegmentIndex, SwarmId};
+use branchline_hashing::{SegmentHash, SegmentIndex, SwarmId};
 
 use super::{
     Decoded, Have, JoinProof, MAX_REQUEST_SEGMENTS, MAX_SEGMENT_BYTES, RequesterMessage,
-    ResponderMessage, WireMessage, steward,
+    ResponderMessage, Standing, WireMessage, steward,
 };
 use crate::SegmentRange;
+use crate::repair::Claim;
 use crate::swarm::MAX_BLOCKS;
 
 /// The first byte of each message.
@@ -22,6 +23,7 @@ mod kind {
     pub(super) const ANNOUNCE: u8 = 0x07;
     pub(super) const WITHDRAW: u8 = 0x08;
     pub(super) const HAVE_WATCH: u8 = 0x09;
+    pub(super) const HASHES_REQUEST: u8 = 0x0a;
 
     pub(super) const JOINED: u8 = 0x81;
     pub(super) const UNKNOWN: u8 = 0x82;
@@ -34,6 +36,20 @@ mod kind {
     pub(super) const HAVE: u8 = 0x89;
     pub(super) const ANSWER: u8 = 0x8a;
     pub(super) const HAVE_MORE: u8 = 0x8b;
+    pub(super) const HASHES: u8 = 0x8c;
+}
+
+/// The byte that says how far a responder's segments may be believed.
+mod standing {
+    pub(super) const PROVED: u8 = 0;
+    pub(super) const PROVISIONAL: u8 = 1;
+}
+
+/// The byte before each hash of [`ResponderMessage::Hashes`].
+mod claim {
+    pub(super) const NONE: u8 = 0;
+    pub(super) const FIRST_HAND: u8 = 1;
+    pub(super) const PASSED_ON: u8 = 2;
 }
 
 /// Bytes that no message of `branchline/1` begins with.
@@ -236,6 +252,7 @@ impl WireMessage for RequesterMessage {
                 swarms: steward::read_swarms(fields)?,
             }),
             kind::HAVE_WATCH => Ok(Self::HaveWatch),
+            kind::HASHES_REQUEST => Ok(Self::HashesRequest(fields.range()?)),
             found => Err(WireError::UnknownType { found }.into()),
         })
     }
@@ -270,6 +287,10 @@ impl WireMessage for RequesterMessage {
                 steward::write_swarms(swarms, out);
             }
             Self::HaveWatch => out.push(kind::HAVE_WATCH),
+            Self::HashesRequest(range) => {
+                out.push(kind::HASHES_REQUEST);
+                put_u32s(out, &[range.first().0, range.count()]);
+            }
         }
     }
 }
@@ -279,6 +300,7 @@ impl WireMessage for ResponderMessage {
         decode_with(bytes, |fields| match fields.u8()? {
             kind::JOINED => Ok(Self::Joined {
                 proof: fields.proof()?,
+                standing: read_standing(fields)?,
                 have: Have::read(fields)?,
             }),
             kind::UNKNOWN => Ok(Self::Unknown),
@@ -300,15 +322,21 @@ impl WireMessage for ResponderMessage {
             kind::HAVE => Ok(Self::Have(Have::read(fields)?)),
             kind::ANSWER => Ok(Self::Answer(steward::read_answer(fields)?)),
             kind::HAVE_MORE => Ok(Self::HaveMore(Have::read(fields)?)),
+            kind::HASHES => read_hashes(fields),
             found => Err(WireError::UnknownType { found }.into()),
         })
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Joined { proof, have } => {
+            Self::Joined {
+                proof,
+                standing,
+                have,
+            } => {
                 out.push(kind::JOINED);
                 out.extend_from_slice(&proof.0);
+                write_standing(*standing, out);
                 have.write(out);
             }
             Self::Unknown => out.push(kind::UNKNOWN),
@@ -346,7 +374,70 @@ impl WireMessage for ResponderMessage {
                 out.push(kind::HAVE_MORE);
                 have.write(out);
             }
+            Self::Hashes { first, claims } => write_hashes(*first, claims, out),
         }
+    }
+}
+
+fn read_standing(fields: &mut Fields<'_>) -> Result<Standing, Stop> {
+    match fields.u8()? {
+        standing::PROVED => Ok(Standing::Proved),
+        standing::PROVISIONAL => Ok(Standing::Provisional {
+            file_bytes: u64::from_le_bytes(fields.array()?),
+        }),
+        found => Err(WireError::UnknownValue { found }.into()),
+    }
+}
+
+fn write_standing(standing: Standing, out: &mut Vec<u8>) {
+    match standing {
+        Standing::Proved => out.push(standing::PROVED),
+        Standing::Provisional { file_bytes } => {
+            out.push(standing::PROVISIONAL);
+            out.extend_from_slice(&file_bytes.to_le_bytes());
+        }
+    }
+}
+
+/// A hash and the byte before it.
+const CLAIM_BYTES: usize = 33;
+
+fn read_hashes(fields: &mut Fields<'_>) -> Result<ResponderMessage, Stop> {
+    let range = fields.range()?;
+    fields.need(range.count() as usize * CLAIM_BYTES)?;
+    let claims = range.iter().map(|_| read_claim(fields));
+    Ok(ResponderMessage::Hashes {
+        first: range.first(),
+        claims: claims.collect::<Result<_, _>>()?,
+    })
+}
+
+fn read_claim(fields: &mut Fields<'_>) -> Result<Option<Claim>, Stop> {
+    let (kind, hash): (u8, [u8; 32]) = (fields.u8()?, fields.array()?);
+    let claim = |first_hand| {
+        let hash = SegmentHash::from_bytes(hash);
+        Ok(Some(Claim { hash, first_hand }))
+    };
+    match kind {
+        claim::NONE if hash == [0; 32] => Ok(None),
+        claim::FIRST_HAND => claim(true),
+        claim::PASSED_ON => claim(false),
+        found => Err(WireError::UnknownValue { found }.into()),
+    }
+}
+
+fn write_hashes(first: SegmentIndex, claims: &[Option<Claim>], out: &mut Vec<u8>) {
+    let count = u32::try_from(claims.len()).unwrap_or(u32::MAX);
+    out.push(kind::HASHES);
+    put_u32s(out, &[first.0, count]);
+    for claim in claims {
+        let (kind, hash) = match claim {
+            None => (claim::NONE, [0; 32]),
+            Some(claim) if claim.first_hand => (claim::FIRST_HAND, *claim.hash.as_bytes()),
+            Some(claim) => (claim::PASSED_ON, *claim.hash.as_bytes()),
+        };
+        out.push(kind);
+        out.extend_from_slice(&hash);
     }
 }
 

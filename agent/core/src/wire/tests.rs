@@ -1,3 +1,4 @@
+use branchline_hashing::SegmentHash;
 use proptest::prelude::*;
 
 use super::*;
@@ -133,6 +134,7 @@ fn requester_message() -> impl Strategy<Value = RequesterMessage> {
             proof: JoinProof(proof),
         }),
         range().prop_map(RequesterMessage::Request),
+        range().prop_map(RequesterMessage::HashesRequest),
         Just(RequesterMessage::ManifestRequest),
         Just(RequesterMessage::HaveRequest),
         enlist().prop_map(RequesterMessage::Enlist),
@@ -143,13 +145,36 @@ fn requester_message() -> impl Strategy<Value = RequesterMessage> {
     ]
 }
 
+fn standing() -> impl Strategy<Value = Standing> {
+    prop_oneof![
+        Just(Standing::Proved),
+        any::<u64>().prop_map(|file_bytes| Standing::Provisional { file_bytes }),
+    ]
+}
+
+fn hashes() -> impl Strategy<Value = ResponderMessage> {
+    let claim = any::<([u8; 32], bool)>().prop_map(|(hash, first_hand)| Claim {
+        hash: SegmentHash::from_bytes(hash),
+        first_hand,
+    });
+    let claims = prop::collection::vec(prop::option::of(claim), 1..40);
+    (0u32..1 << 30, claims).prop_map(|(first, claims)| ResponderMessage::Hashes {
+        first: SegmentIndex(first),
+        claims,
+    })
+}
+
 fn responder_message() -> impl Strategy<Value = ResponderMessage> {
     let wait = any::<u32>().prop_map(|ms| Duration::from_millis(ms.into()));
     prop_oneof![
-        (any::<[u8; 32]>(), segment_set()).prop_map(|(proof, set)| ResponderMessage::Joined {
-            proof: JoinProof(proof),
-            have: Have::of(&set),
+        (any::<[u8; 32]>(), standing(), segment_set()).prop_map(|(proof, standing, set)| {
+            ResponderMessage::Joined {
+                proof: JoinProof(proof),
+                standing,
+                have: Have::of(&set),
+            }
         }),
+        hashes(),
         Just(ResponderMessage::Unknown),
         wait.clone()
             .prop_map(|retry_after| ResponderMessage::Busy { retry_after }),
@@ -223,7 +248,7 @@ fn flipped(mut bytes: Vec<u8>, (byte, bit): (prop::sample::Index, prop::sample::
 }
 
 fn bytes_with_a_type() -> impl Strategy<Value = Vec<u8>> {
-    let kind = prop_oneof![0u8..0x0b, 0x80u8..0x8d, any::<u8>()];
+    let kind = prop_oneof![0u8..0x0c, 0x80u8..0x8e, any::<u8>()];
     (
         kind,
         prop::collection::vec(

@@ -122,7 +122,8 @@ fn report_of(message: RequesterMessage, blocks: Blocks) -> Result<Report, ServeE
         | RequesterMessage::Enlist(_)
         | RequesterMessage::Announce { .. }
         | RequesterMessage::Withdraw { .. }
-        | RequesterMessage::HaveWatch) => Err(out_of_place(&other, "from a member")),
+        | RequesterMessage::HaveWatch
+        | RequesterMessage::HashesRequest(_)) => Err(out_of_place(&other, "from a member")),
     }
 }
 

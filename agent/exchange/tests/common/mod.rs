@@ -12,14 +12,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use branchline_core::wire::{ALPN, EXPORTER_LABEL};
+use branchline_core::repair::Claim;
+use branchline_core::wire::{ALPN, EXPORTER_LABEL, Standing};
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::Identity;
 use branchline_exchange::{
     ContentSource, Download, DownloadSpec, EventSink, Exchange, ExchangeOptions, Listen, PeerEvent,
     PeerEventKind, PeerFailure, PeerSession, SeatEvents, ServedContent, StewardSeat,
 };
-use branchline_hashing::{ContentKey, SegmentIndex, SwarmId, VerifiedSegment};
+use branchline_hashing::{ContentKey, ProvisionalSegment, SegmentIndex, SwarmId, VerifiedSegment};
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::sync::{mpsc, watch};
@@ -97,6 +98,7 @@ pub struct Memory {
     pub looks: AtomicUsize,
     /// While it can still grow.
     pub changes: Mutex<Option<watch::Sender<u64>>>,
+    pub standing: Standing,
 }
 
 impl Memory {
@@ -127,6 +129,7 @@ impl Memory {
             reads: AtomicUsize::new(0),
             looks: AtomicUsize::new(0),
             changes: Mutex::default(),
+            standing: Standing::Proved,
         }
     }
 
@@ -195,6 +198,24 @@ fn segment(name: u8, index: u32, length: u32) -> Bytes {
 }
 
 impl ServedContent for Memory {
+    fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    fn read_provisional(&self, index: SegmentIndex) -> Option<ProvisionalSegment> {
+        let there = self.have.lock().expect("no panic").contains(index);
+        there.then(|| ProvisionalSegment::of(self.all[index.0 as usize].clone()))
+    }
+
+    fn claims(&self, range: SegmentRange) -> Vec<Option<Claim>> {
+        let claim = |index| {
+            let hash = self.read_provisional(index)?.hash();
+            let first_hand = index.0.is_multiple_of(2);
+            Some(Claim { hash, first_hand })
+        };
+        range.iter().map(claim).collect()
+    }
+
     fn have(&self) -> SegmentSet {
         self.looks.fetch_add(1, Ordering::SeqCst);
         self.have.lock().expect("no panic").clone()
@@ -438,7 +459,7 @@ pub fn join_message(swarm: &SwarmId, proof: &[u8; 32]) -> Vec<u8> {
 
 /// `Joined` by a peer that has all of `segments`.
 pub fn joined_message(proof: &[u8; 32], segments: u32) -> Vec<u8> {
-    let mut bytes = [&[0x81][..], proof].concat();
+    let mut bytes = [&[0x81][..], proof, &[0]].concat();
     bytes.extend(segments.to_le_bytes());
     bytes.push(0);
     [1, 0, segments]

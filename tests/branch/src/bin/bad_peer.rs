@@ -2,7 +2,9 @@
 //!
 //! `branchline-bad-peer IDENTITY MODE MANIFEST`: serves the content of this manifest file, and says
 //! it holds all of it. `branchline-bad-peer IDENTITY table SHA256 FILE`: serves FILE as if it had this
-//! SHA-256. `branchline-bad-peer IDENTITY ask MANIFEST`: asks the first agent it sees for this content
+//! SHA-256, and has a table of it. `branchline-bad-peer IDENTITY fourth SHA256 FILE`: says it has
+//! each fourth segment of a file of this SHA-256 from the origin, which it has not seen whole, and gives those of
+//! FILE; `others` in place of `fourth`: the other three quarters. `branchline-bad-peer IDENTITY ask MANIFEST`: asks the first agent it sees for this content
 //! with the right key and with keys that a stranger could have, and prints what it was told.
 //! Prints `ready` once others can find it, and runs until it is killed.
 
@@ -12,12 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use branchline_core::SegmentSet;
+use branchline_core::repair::Claim;
+use branchline_core::wire::Standing;
+use branchline_core::{SegmentRange, SegmentSet};
 use branchline_discovery::{Discovery, DiscoveryConfig, Identity, Member};
 use branchline_exchange::{ContentSource, Exchange, ExchangeOptions, ServedContent};
 use branchline_hashing::{
-    ContentKey, Digest, Manifest, ManifestBuilder, SegmentHash, SegmentIndex, SegmentingParameters,
-    Sha256Digest, SwarmId, VerifiedSegment,
+    ContentKey, Digest, Manifest, ManifestBuilder, ProvisionalSegment, SegmentHash, SegmentIndex,
+    SegmentingParameters, Sha256Digest, SwarmId, VerifiedSegment,
 };
 use bytes::Bytes;
 
@@ -30,7 +34,13 @@ fn main() -> Result<()> {
     match args.as_slice() {
         [identity, "ask", manifest] => runtime.block_on(ask(identity, manifest)),
         [identity, "table", sha256, file] => {
-            runtime.block_on(serve(identity, Content::impostor(sha256, file)?, 64))
+            let content = Content::impostor(Misdeed::Impostor, sha256, file)?;
+            runtime.block_on(serve(identity, content, 64))
+        }
+        [identity, part @ ("fourth" | "others"), sha256, file] => {
+            let fourth = *part == "fourth";
+            let content = Content::impostor(Misdeed::Provisional { fourth }, sha256, file)?;
+            runtime.block_on(serve(identity, content, 64))
         }
         [identity, mode, manifest] => {
             let uploads = if *mode == "busy" { 0 } else { 64 };
@@ -61,6 +71,9 @@ enum Misdeed {
     Slow,
     /// Serves another file faithfully.
     Impostor,
+    /// Serves each fourth segment of another file, or the others, as one that does not know yet whether
+    /// they are right.
+    Provisional { fourth: bool },
 }
 
 #[derive(Debug)]
@@ -94,7 +107,7 @@ impl Content {
         })
     }
 
-    fn impostor(sha256: &str, file: &str) -> Result<Self> {
+    fn impostor(misdeed: Misdeed, sha256: &str, file: &str) -> Result<Self> {
         let file = fs::read(file)?;
         let parameters = SegmentingParameters::FIXED;
         let mut table = ManifestBuilder::new(parameters);
@@ -105,7 +118,7 @@ impl Content {
         Ok(Self {
             key: ContentKey::of_digest(&Digest::Sha256(digest)),
             manifest: table.finish(Sha256Digest::from_bytes([0; 32]))?,
-            misdeed: Misdeed::Impostor,
+            misdeed,
             file,
         })
     }
@@ -134,12 +147,50 @@ impl ContentSource for Source {
 }
 
 impl ServedContent for Content {
+    fn standing(&self) -> Standing {
+        match self.misdeed {
+            Misdeed::Provisional { .. } => Standing::Provisional {
+                file_bytes: self.manifest.file_length(),
+            },
+            Misdeed::Wrong
+            | Misdeed::Short
+            | Misdeed::Absent
+            | Misdeed::Hang
+            | Misdeed::Mute
+            | Misdeed::Busy
+            | Misdeed::Rubbish
+            | Misdeed::Slow
+            | Misdeed::Impostor => Standing::Proved,
+        }
+    }
+
     fn have(&self) -> SegmentSet {
-        SegmentSet::full(self.manifest.segment_count())
+        let mut have = SegmentSet::full(self.manifest.segment_count());
+        let all = have.clone();
+        let others = all.iter().filter(|index| !self.offers(*index));
+        others.for_each(|index| {
+            have.remove(index);
+        });
+        have
+    }
+
+    fn read_provisional(&self, index: SegmentIndex) -> Option<ProvisionalSegment> {
+        let verified = self.of_file(self.manifest.segment(index)?.range())?;
+        Some(ProvisionalSegment::of(verified.into_bytes()))
+    }
+
+    fn claims(&self, range: SegmentRange) -> Vec<Option<Claim>> {
+        let claim = |index| {
+            let hash = self.manifest.segment(index)?.hash;
+            let first_hand = true;
+            self.offers(index).then_some(Claim { hash, first_hand })
+        };
+        range.iter().map(claim).collect()
     }
 
     fn manifest(&self) -> Option<Bytes> {
         match self.misdeed {
+            Misdeed::Provisional { .. } => None,
             Misdeed::Rubbish => Some(vec![0x5a; self.manifest.encode().len()].into()),
             Misdeed::Wrong
             | Misdeed::Short
@@ -162,7 +213,9 @@ impl ServedContent for Content {
         match self.misdeed {
             Misdeed::Wrong => Some(rubbish(segment.length)),
             Misdeed::Short => Some(rubbish(segment.length / 2)),
-            Misdeed::Absent | Misdeed::Rubbish | Misdeed::Busy => None,
+            Misdeed::Absent | Misdeed::Rubbish | Misdeed::Busy | Misdeed::Provisional { .. } => {
+                None
+            }
             Misdeed::Hang | Misdeed::Mute => hang(),
             Misdeed::Slow => {
                 std::thread::sleep(Duration::from_millis(500));
@@ -174,6 +227,21 @@ impl ServedContent for Content {
 }
 
 impl Content {
+    fn offers(&self, index: SegmentIndex) -> bool {
+        match self.misdeed {
+            Misdeed::Provisional { fourth } => index.0.is_multiple_of(4) == fourth,
+            Misdeed::Wrong
+            | Misdeed::Short
+            | Misdeed::Absent
+            | Misdeed::Hang
+            | Misdeed::Mute
+            | Misdeed::Busy
+            | Misdeed::Rubbish
+            | Misdeed::Slow
+            | Misdeed::Impostor => true,
+        }
+    }
+
     fn of_file(&self, range: std::ops::Range<u64>) -> Option<VerifiedSegment> {
         let (from, to) = (usize::try_from(range.start), usize::try_from(range.end));
         let bytes = self.file.get(from.ok()?..to.ok()?)?;
