@@ -13,6 +13,7 @@ mod context {
     pub(super) const CONTENT_OF_BLAKE3: &str = "branchline 2026-11 content key of blake3 v1";
     pub(super) const CONTENT_OF_MANIFEST: &str = "branchline 2026-11 content key of manifest v1";
     pub(super) const CONTENT_OF_VERSION: &str = "branchline 2026-11 content key of version v1";
+    pub(super) const CONTENT_IN_REPAIR: &str = "branchline 2026-11 content key of repair v1";
 }
 
 /// Text that should have been 64 hexadecimal digits and was not.
@@ -152,6 +153,12 @@ impl ContentKey {
         }
         hasher.update(&length.to_le_bytes());
         Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The key under which content of a known digest is shared anew, after what was shared at first
+    /// turned out to be another file.
+    pub fn in_repair(&self) -> Self {
+        Self(blake3::derive_key(context::CONTENT_IN_REPAIR, &self.0))
     }
 
     /// What may be said of this content to those who have not proved that they know it.

@@ -2,11 +2,14 @@
 //!
 //! Of the file only the digest of the whole was known, and what came has another one: somebody sent wrong
 //! bytes. What other members say they have shows where to look first; it is believed about nothing
-//! else. The caller fetches each [`Batch`] again and looks at the digest after it.
+//! else. First [`Repair::probes`] show who lies; then members share anew what only the origin can have told
+//! them, without those who lied. If that is not enough, the caller fetches each [`Batch`] again and
+//! looks at the digest after it.
 //!
 //! Invariants: what this machine had from the origin itself is never fetched again; nothing is
 //! fetched again twice, so it ends; a peer is named only for bytes that the origin, or the digest in the
-//! end, has shown to be wrong, and that it sent to this machine.
+//! end, has shown to be wrong, and that it says it had from the origin itself. Where nobody says so, who
+//! sent them to this machine is named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -80,14 +83,15 @@ pub struct Repair {
     wrong_sources: BTreeSet<Provenance>,
     /// Sources of which one segment has been fetched again, to see.
     probed: BTreeSet<Provenance>,
-    /// Whom bytes came from that a peer's have replaced: who of the two lied the digest will show.
-    disputed: Vec<PeerId>,
 }
 
 #[derive(Debug)]
 struct Suspect {
+    /// As it was when the file turned out wrong.
     held: Held,
     bytes: u32,
+    /// Its source has been named for it.
+    blamed: bool,
     /// Fetched again, or from the origin to begin with.
     settled: bool,
     /// A member has other bytes.
@@ -124,6 +128,7 @@ impl Repair {
         let suspect = |(held, bytes): (Held, u32)| Suspect {
             held,
             bytes,
+            blamed: false,
             settled: held.from == Provenance::Origin,
             contested: false,
             contradicted: false,
@@ -138,7 +143,6 @@ impl Repair {
             wrong: BTreeMap::new(),
             wrong_sources: BTreeSet::new(),
             probed: BTreeSet::new(),
-            disputed: Vec::new(),
         }
     }
 
@@ -177,8 +181,7 @@ impl Repair {
             .collect();
         order.sort_unstable();
         let ((first, ..), _) = *order.first()?;
-        let size = u32::try_from(self.segments.len()).unwrap_or(u32::MAX);
-        let (mut segments, mut suspects) = (SegmentSet::empty(size), BTreeSet::new());
+        let (mut segments, mut suspects) = (self.none(), BTreeSet::new());
         let mut bytes = 0;
         for (_, index) in order.iter().take_while(|((kind, ..), _)| *kind == first) {
             if bytes >= self.batch_bytes {
@@ -196,36 +199,75 @@ impl Repair {
         Some(Batch { segments, suspects })
     }
 
+    /// Segments that show who lies: one of each of at most `most` sources, those first that others
+    /// contradict, then those of which most came.
+    pub fn probes(&self, most: usize) -> SegmentSet {
+        let of_sources = self.bytes_by_source();
+        let mut of_each = BTreeMap::new();
+        for (index, segment) in self.suspects() {
+            let (kind, source) = (self.suspicion(segment), segment.source());
+            let best = of_each.entry(source).or_insert((kind, index));
+            *best = (*best).min((kind, index));
+        }
+        let mut order: Vec<_> = of_each
+            .into_iter()
+            .map(|(source, (kind, index))| {
+                let bytes = of_sources.get(&source).copied();
+                (kind, std::cmp::Reverse(bytes), index)
+            })
+            .collect();
+        order.sort_unstable();
+        let mut probes = self.none();
+        for (.., index) in order.into_iter().take(most) {
+            probes.insert(index);
+        }
+        probes
+    }
+
     /// A segment was fetched again.
     pub fn handle_fetched(&mut self, index: SegmentIndex, now: Held) {
         let Some(segment) = self.segments.get_mut(index.0 as usize) else {
             return;
         };
         let source = segment.source();
-        let before = std::mem::replace(&mut segment.held, now);
         segment.settled = true;
         self.probed.insert(source);
-        if before.hash != now.hash && now.from == Provenance::Origin {
+        if segment.held.hash != now.hash && now.from == Provenance::Origin {
             self.wrong_sources.insert(source);
-        }
-        if let Provenance::Peer(peer) = before.from
-            && before.hash != now.hash
-        {
-            match now.from {
-                Provenance::Origin => *self.wrong.entry(peer).or_default() += 1,
-                Provenance::Peer(_) | Provenance::Unknown => self.disputed.push(peer),
-            }
+            self.blame(index);
         }
     }
 
-    /// The whole matches now: what was replaced was wrong.
-    pub fn handle_match(&mut self) {
-        for peer in std::mem::take(&mut self.disputed) {
+    /// The whole matches now: these are the hashes of the right segments.
+    pub fn handle_right(&mut self, hash_of: impl Fn(SegmentIndex) -> Option<SegmentHash>) {
+        let wrong: Vec<_> = (0..)
+            .map(SegmentIndex)
+            .zip(&self.segments)
+            .filter(|(index, segment)| {
+                hash_of(*index).is_some_and(|hash| hash != segment.held.hash)
+            })
+            .map(|(index, _)| index)
+            .collect();
+        for index in wrong {
+            self.blame(index);
+        }
+    }
+
+    fn blame(&mut self, index: SegmentIndex) {
+        let segment = self.segments.get_mut(index.0 as usize);
+        if let Some(segment) = segment.filter(|segment| !segment.blamed)
+            && let Provenance::Peer(peer) = segment.source()
+        {
+            segment.blamed = true;
             *self.wrong.entry(peer).or_default() += 1;
         }
     }
 
-    /// The peers that sent wrong segments, and how many.
+    fn none(&self) -> SegmentSet {
+        SegmentSet::empty(u32::try_from(self.segments.len()).unwrap_or(u32::MAX))
+    }
+
+    /// The peers that wrong segments began with, and how many.
     pub fn wrong(&self) -> &BTreeMap<PeerId, u32> {
         &self.wrong
     }
@@ -380,13 +422,46 @@ mod tests {
         repair.handle_fetched(SegmentIndex(0), from(2, right(0)));
         assert!(repair.wrong().is_empty());
         assert_eq!(repair.next_batch(), None);
-        repair.handle_match();
+        repair.handle_right(|index| Some(right(index.0)));
         assert_eq!(repair.wrong().get(&peer(1)), Some(&1));
+    }
+
+    #[test]
+    fn who_passed_wrong_bytes_on_is_not_named_where_somebody_says_that_they_began_with_him() {
+        let mut repair = repair(&[from(2, wrong(0)), from(2, wrong(1)), from(2, right(2))]);
+        repair.handle_claims(peer(9), SegmentIndex(0), &claims([(wrong(0), true)]));
+        repair.handle_fetched(SegmentIndex(0), own(0));
+        assert_eq!(repair.wrong(), &BTreeMap::from([(peer(9), 1)]));
+        repair.handle_right(|index| Some(right(index.0)));
+        assert_eq!(
+            repair.wrong(),
+            &BTreeMap::from([(peer(2), 1), (peer(9), 1)])
+        );
+    }
+
+    #[test]
+    fn probes_are_one_of_each_source_and_those_that_others_contradict_come_first() {
+        let mut held = vec![
+            own(0),
+            from(1, right(1)),
+            from(1, right(2)),
+            from(2, right(3)),
+        ];
+        held.extend([from(3, right(4)), from(3, wrong(5))]);
+        let mut repair = repair(&held);
+        repair.handle_claims(peer(4), SegmentIndex(5), &claims([(right(5), true)]));
+        let probes = |most| {
+            let probes = repair.probes(most);
+            probes.iter().map(|index| index.0).collect::<Vec<_>>()
+        };
+        assert_eq!(probes(1), [5]);
+        assert_eq!(probes(2), [1, 5]);
+        assert_eq!(probes(9), [1, 3, 5]);
     }
 
     proptest! {
         #[test]
-        fn whatever_members_say_the_file_is_right_in_the_end_and_only_senders_are_named(
+        fn whatever_members_say_the_file_is_right_in_the_end_and_only_who_lied_is_named(
             sources in prop::collection::vec((0u8..6, any::<bool>()), 1..200),
             told in prop::collection::vec((1u8..9, 0u32..200, any::<bool>(), any::<bool>()), 0..60),
         ) {
@@ -398,7 +473,11 @@ mod tests {
             }).collect();
             let mut now = held.clone();
             let mut repair = repair(&held);
+            let mut claimed = BTreeMap::new();
             for (by, first, lie, first_hand) in told {
+                if lie && first_hand {
+                    claimed.entry(first).or_insert(peer(by));
+                }
                 let hash = if lie { wrong(first) } else { right(first) };
                 repair.handle_claims(peer(by), SegmentIndex(first), &claims([(hash, first_hand)]));
             }
@@ -417,7 +496,8 @@ mod tests {
             let mut guilty = BTreeMap::new();
             for (held, index) in held.iter().zip(0..) {
                 if let Provenance::Peer(peer) = held.from && held.hash == wrong(index) {
-                    *guilty.entry(peer).or_insert(0) += 1;
+                    let source = claimed.get(&index).copied().unwrap_or(peer);
+                    *guilty.entry(source).or_insert(0) += 1;
                 }
             }
             prop_assert_eq!(repair.wrong(), &guilty);

@@ -19,7 +19,7 @@ use crate::engine::partial::{Partial, PartialError};
 use crate::engine::plain::{self, Plain, PlainError};
 use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
-use crate::engine::provisional::name_wrong;
+use crate::engine::provisional::ProvisionalContent;
 use crate::engine::serving::{Local, OnShelf};
 use crate::engine::stewards::Stewards;
 use crate::engine::turns::Turn;
@@ -79,7 +79,7 @@ struct Download<'a> {
 /// All segments are in the partial file.
 struct Complete {
     content: Arc<LocalContent>,
-    on_shelf: OnShelf,
+    on_shelf: Vec<OnShelf>,
     /// Until the file has its name: whoever has the next turn copies from there.
     _turn: Option<Turn>,
     /// Until the content is announced: stewards count what is held here as long as these last.
@@ -187,14 +187,15 @@ impl Download<'_> {
     async fn by_table(
         &self,
         known: &Known,
-        table: Table,
+        mut table: Table,
         shut_out: &BTreeSet<PeerId>,
         handover: Option<Handover>,
         meter: &mut Meter,
     ) -> Result<Option<Complete>, Attempt> {
         let refutable = table.made_by != TableMaker::Publisher;
-        let came = table.came.clone();
-        let planned = self.planned(known, table, shut_out, handover, meter);
+        let came = table.came.take();
+        let before = came.as_ref().map(|came| &*came.content);
+        let planned = self.planned(known, table, before, shut_out, handover, meter);
         let complete = match planned.await {
             Ok(complete) => complete,
             // Nobody lied but the table: with the origin's word it is a wrong one.
@@ -204,9 +205,8 @@ impl Download<'_> {
         match self.first_wrong_digest(&known.digests, &complete).await? {
             None => {
                 complete.content.mark_proved();
-                let wrong = came.map(|came| came.wrong_by(&complete.content.manifest));
-                for (peer, segments) in wrong.into_iter().flatten() {
-                    name_wrong(peer, segments);
+                if let Some(came) = came {
+                    came.name_wrong(&complete.content.manifest);
                 }
                 Ok(Some(complete))
             }
@@ -256,18 +256,18 @@ impl Download<'_> {
         }
     }
 
-    /// The whole file is there and has its digest: from now on this machine has a table to give. What
-    /// it was served from as provisional goes when the table is on the shelf.
+    /// The whole file is there and has its digest: from now on this machine has a table to give. What others
+    /// took as provisional they can go on taking.
     fn described(
         &self,
         key: ContentKey,
         table: Manifest,
-        provisional: OnShelf,
+        provisional: Vec<OnShelf>,
         shared: Option<(Option<Turn>, Stewards)>,
     ) -> Result<Complete, PartialError> {
-        let complete = self.complete(key, table, Trust::Digest, shared);
-        drop(provisional);
-        complete
+        let mut complete = self.complete(key, table, Trust::Digest, shared)?;
+        complete.on_shelf.extend(provisional);
+        Ok(complete)
     }
 
     /// The whole file is there and right.
@@ -290,7 +290,7 @@ impl Download<'_> {
         let (turn, stewards) = shared.unzip();
         Ok(Complete {
             content,
-            on_shelf,
+            on_shelf: vec![on_shelf],
             _turn: turn.flatten(),
             _stewards: stewards,
         })
@@ -301,6 +301,7 @@ impl Download<'_> {
         &self,
         known: &Known,
         table: Table,
+        before: Option<&ProvisionalContent>,
         shut_out: &BTreeSet<PeerId>,
         handover: Option<Handover>,
         meter: &mut Meter,
@@ -311,7 +312,7 @@ impl Download<'_> {
             trust,
             peers,
             made_by,
-            came,
+            came: _,
         } = table;
         let partial = Arc::clone(&self.partial);
         let described = Arc::clone(&manifest);
@@ -328,8 +329,8 @@ impl Download<'_> {
         // one's. The origin is left, where it can be asked.
         let peers = peers && (turn.is_some() || known.remote.is_err());
         meter.start(Some(manifest.file_length()));
-        match came {
-            Some(came) => meter.recount(came.sources_of(&present)),
+        match before {
+            Some(before) => meter.recount(before.sources_of(&present)),
             None => meter.count_local(bytes_of(&manifest, &present)),
         }
         let _hold = self
@@ -364,7 +365,7 @@ impl Download<'_> {
         let stewards = planned.run(handover, meter).await?;
         Ok(Complete {
             content,
-            on_shelf,
+            on_shelf: vec![on_shelf],
             _turn: turn,
             _stewards: Some(stewards),
         })

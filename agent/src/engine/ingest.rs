@@ -31,13 +31,13 @@ pub(crate) struct Job {
     content: Arc<LocalContent>,
     url: Url,
     file_name: String,
-    _on_shelf: OnShelf,
+    _on_shelf: Vec<OnShelf>,
 }
 
 impl Job {
     pub(crate) fn new(
         content: Arc<LocalContent>,
-        on_shelf: OnShelf,
+        on_shelf: Vec<OnShelf>,
         url: &Url,
         path: &Path,
     ) -> Self {

@@ -4,7 +4,6 @@
 //! told so ([`Standing::Provisional`]), and the store takes none of it. For each segment it is remembered
 //! which bytes came, and from whom.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
@@ -26,6 +25,7 @@ use crate::engine::content::Done;
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct ProvisionalContent {
+    /// What it is shared as.
     pub(crate) key: ContentKey,
     pub(crate) segments: FixedSegments,
     pub(crate) done: Done,
@@ -44,6 +44,19 @@ impl ProvisionalContent {
             held: RwLock::new(vec![None; segments.count() as usize]),
             file,
         }
+    }
+
+    /// What of it came from the origin itself, to be shared as `key`. `file` is the same.
+    pub(crate) fn first_hand(&self, key: ContentKey, file: File) -> Self {
+        let first_hand = Self::new(key, self.segments, file);
+        for segment in self.segments.iter() {
+            if let Some(held) = self.held(segment.index)
+                && held.from == Provenance::Origin
+            {
+                first_hand.mark(segment.index, held.hash, held.from);
+            }
+        }
+        first_hand
     }
 
     /// A segment with this hash has been written; whether none was there before.
@@ -94,20 +107,6 @@ impl ProvisionalContent {
             *bytes += u64::from(segment.length);
         }
         sources
-    }
-
-    /// Who sent segments that are wrong by `table`, which is right, and how many.
-    pub(crate) fn wrong_by(&self, table: &Manifest) -> BTreeMap<PeerId, u32> {
-        let mut wrong = BTreeMap::new();
-        for segment in table.segments() {
-            if let Some(held) = self.held(segment.index)
-                && let Provenance::Peer(peer) = held.from
-                && held.hash != segment.hash
-            {
-                *wrong.entry(peer).or_default() += 1;
-            }
-        }
-        wrong
     }
 
     fn claim(&self, index: SegmentIndex) -> Option<Claim> {
@@ -235,21 +234,17 @@ mod tests {
     }
 
     #[test]
-    fn a_right_table_shows_who_sent_wrong_segments_and_sources_are_counted() {
-        let (content, _file) = content();
+    fn sources_are_counted_and_what_came_from_the_origin_is_shared_anew() {
+        let (content, file) = content();
         let sender = PeerId::from_public_key([3; 32]);
         content.mark(SegmentIndex(0), hash(9), Provenance::Peer(sender));
         content.mark(SegmentIndex(1), hash(7), Provenance::Origin);
         let sources = content.sources_of(&content.done.segments());
         let half = BYTES as u64 / 2;
         assert_eq!((sources.origin_bytes, sources.peers_bytes), (half, half));
-        let mut right = ManifestBuilder::new(SegmentingParameters::FIXED);
-        for _ in 0..2 {
-            let pushed = right.push(FixedSegments::LENGTH, hash(7));
-            pushed.expect("a segment");
-        }
-        let right = right.finish(Sha256Digest::from_bytes([0; 32]));
-        let wrong = content.wrong_by(&right.expect("a table"));
-        assert_eq!(wrong, BTreeMap::from([(sender, 1)]));
+        let anew = content.first_hand(content.key.in_repair(), file);
+        assert_ne!(anew.key, content.key);
+        let there: Vec<_> = anew.done.segments().iter().collect();
+        assert_eq!(there, [SegmentIndex(1)]);
     }
 }

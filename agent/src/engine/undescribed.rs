@@ -1,8 +1,9 @@
 //! A download of a file of which only the digest is known, shared with peers from the start.
 //!
 //! Segments lie at fixed offsets and count as provisional until the whole file has its digest. If it
-//! has another one, [`Repair`] says which segments are fetched again, from the origin if it can be
-//! reached; or another member has found the right ones meanwhile, and its table is taken.
+//! has another one, [`Repair`] finds out who lies, and the members share the file anew, from what each had
+//! from the origin itself. If that is another file, too, [`Repair`] says which segments are fetched again, from
+//! the origin if it can be reached; or another member has found the right ones meanwhile, and its table is taken.
 //!
 //! A note on the partial file says which segments an interrupted download has left. What it left is as
 //! provisional as the rest, so it need not be durable: after a power failure nothing of it counts.
@@ -13,8 +14,7 @@ use std::time::Duration;
 
 use branchline_core::planner::OriginPace;
 use branchline_core::repair::{Provenance, Repair, turn};
-use branchline_core::swarm::{BlockIndex, BlockRange, Blocks};
-use branchline_core::{PeerId, SegmentSet};
+use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_hashing::{
     ContentKey, Digest, FixedSegments, Manifest, SegmentHash, SegmentIndex, Sha256Digest,
 };
@@ -33,7 +33,11 @@ use crate::engine::ways::Distrusted;
 use crate::engine::{Shared, blocking, linux};
 
 /// How often what is there is noted: what came since the last note is fetched again after a kill.
-const NOTE_EVERY: Duration = Duration::from_millis(200);
+const NOTE_EVERY: Duration = Duration::from_millis(50);
+
+/// Sources of which one segment each is fetched again to see who lies: few members look at many of a large
+/// branch's together, and each costs the WAN a segment.
+const PROBES: usize = 4;
 
 /// Why an undescribed download ended without its file.
 #[derive(Debug, thiserror::Error)]
@@ -53,15 +57,43 @@ pub(crate) enum Ended {
     /// shelf, and what stewards count it by lasts.
     Whole {
         table: Manifest,
-        on_shelf: OnShelf,
+        on_shelf: Vec<OnShelf>,
         stewards: Stewards,
     },
     /// Peers have the whole file, as they say, and this table of it.
-    TableOfPeers {
-        table: PeersTable,
-        /// What has come of it.
-        came: Arc<ProvisionalContent>,
-    },
+    TableOfPeers { table: PeersTable, came: Came },
+}
+
+/// What came of a file before there was a table.
+pub(crate) struct Came {
+    pub(crate) content: Arc<ProvisionalContent>,
+    repair: Repair,
+}
+
+impl Came {
+    /// The table has turned out to be right: says who sent wrong bytes.
+    pub(crate) fn name_wrong(mut self, table: &Manifest) {
+        let hash_of = |index| Some(table.segment(index)?.hash);
+        self.repair.handle_right(hash_of);
+        for (peer, segments) in self.repair.wrong() {
+            name_wrong(*peer, *segments);
+        }
+    }
+}
+
+/// What became of a file that had another digest.
+enum Repaired {
+    /// It is right.
+    Whole(Rightly),
+    /// Peers have it, as they say.
+    TableOfPeers { table: PeersTable, came: Came },
+}
+
+/// A file with its digest.
+struct Rightly {
+    content: Arc<ProvisionalContent>,
+    on_shelf: OnShelf,
+    stewards: Stewards,
 }
 
 /// An undescribed download.
@@ -91,24 +123,29 @@ impl Undescribed<'_> {
         self.resume(&content).await?;
         meter.start(Some(self.segments.file_length()));
         meter.count_local(content.sources_of(&content.done.segments()).local_bytes);
-        let on_shelf = self
-            .shared
-            .shelf
-            .put(Local::Provisional(Arc::clone(&content)));
+        let on_shelf = self.put_on_shelf(&content);
         let stewards = self.fetch(&content, true, &distrusted.peers, meter).await?;
-        if let Some(expected) = self.first_wrong_digest().await? {
-            let repaired = self.repair(expected, &content, distrusted, meter).await?;
-            if let Some(table) = repaired {
-                let came = content;
-                return Ok(Ended::TableOfPeers { table, came });
-            }
+        let Some(expected) = self.first_wrong_digest().await? else {
+            return Ok(Ended::Whole {
+                table: self.table_of(&content)?,
+                on_shelf: vec![on_shelf],
+                stewards,
+            });
+        };
+        drop(stewards);
+        match self.repair(expected, content, distrusted, meter).await? {
+            Repaired::Whole(rightly) => Ok(Ended::Whole {
+                table: self.table_of(&rightly.content)?,
+                on_shelf: vec![on_shelf, rightly.on_shelf],
+                stewards: rightly.stewards,
+            }),
+            Repaired::TableOfPeers { table, came } => Ok(Ended::TableOfPeers { table, came }),
         }
-        let table = self.table_of(&content)?;
-        Ok(Ended::Whole {
-            table,
-            on_shelf,
-            stewards,
-        })
+    }
+
+    fn put_on_shelf(&self, content: &Arc<ProvisionalContent>) -> OnShelf {
+        let local = Local::Provisional(Arc::clone(content));
+        self.shared.shelf.put(local)
     }
 
     /// Fetches what is not there.
@@ -130,7 +167,7 @@ impl Undescribed<'_> {
             pace: self.pace,
         };
         let mut fetched = std::pin::pin!(planned.run(None, meter));
-        let mut noting = Noting::new(self.partial, content);
+        let mut noting = Noting::new(self.key, self.partial, content);
         let mut ticks = tokio::time::interval(NOTE_EVERY);
         let result = loop {
             tokio::select! {
@@ -142,29 +179,86 @@ impl Undescribed<'_> {
         result
     }
 
-    /// The whole file has another digest than `expected`: fetches again what peers brought, the
-    /// likeliest to be wrong first, until it has the right one. `Some` is the table of a peer that has
-    /// the whole file by now.
+    /// The whole file has another digest than `expected`: finds the right one.
     async fn repair(
         &self,
         expected: Digest,
-        content: &Arc<ProvisionalContent>,
+        content: Arc<ProvisionalContent>,
         distrusted: &mut Distrusted,
         meter: &mut Meter,
-    ) -> Result<Option<PeersTable>, UndescribedError> {
+    ) -> Result<Repaired, UndescribedError> {
         tracing::warn!(
             swarm = %self.key.swarm_id(),
             "the whole file has another digest: somebody sent wrong bytes, which are looked for"
         );
-        let mut repair = self.begin_repair(content, &distrusted.peers).await;
-        if repair.next_batch().is_some() {
-            self.wait_for_turn(&distrusted.peers).await;
+        let mut repair = self.begin_repair(&content, &distrusted.peers).await;
+        let may_be_wrong = repair.next_batch().is_some();
+        if self.remote.is_none() || !may_be_wrong {
+            let stewards = Stewards::new();
+            let on_shelf = self.put_on_shelf(&content);
+            let there = Rightly {
+                content,
+                on_shelf,
+                stewards,
+            };
+            return self
+                .fetch_again(expected, there, repair, distrusted, meter)
+                .await;
         }
+        if let Some(table) = self.table_of_peers(distrusted).await {
+            let came = Came { content, repair };
+            return Ok(Repaired::TableOfPeers { table, came });
+        }
+        let probes = repair.probes(PROBES);
+        self.replace(&probes, &content, &mut repair, &distrusted.peers, meter)
+            .await?;
+        distrust_wrong(&repair, distrusted);
+        let anew = self.share_anew(&content, &distrusted.peers, meter).await?;
+        if self.first_wrong_digest().await?.is_none() {
+            repair.handle_right(|index| Some(anew.content.held(index)?.hash));
+            distrust_wrong(&repair, distrusted);
+            return Ok(Repaired::Whole(anew));
+        }
+        let repair = self.begin_repair(&anew.content, &distrusted.peers).await;
+        self.wait_for_turn(&distrusted.peers).await;
+        self.fetch_again(expected, anew, repair, distrusted, meter)
+            .await
+    }
+
+    /// Fetches everything but what this machine had from the origin itself once more, with the members
+    /// that are at the same.
+    async fn share_anew(
+        &self,
+        content: &ProvisionalContent,
+        shut_out: &BTreeSet<PeerId>,
+        meter: &mut Meter,
+    ) -> Result<Rightly, UndescribedError> {
+        let anew = content.first_hand(self.key.in_repair(), self.partial.reader()?);
+        let content = Arc::new(anew);
+        meter.recount(content.sources_of(&content.done.segments()));
+        let on_shelf = self.put_on_shelf(&content);
+        let stewards = self.fetch(&content, true, shut_out, meter).await?;
+        Ok(Rightly {
+            content,
+            on_shelf,
+            stewards,
+        })
+    }
+
+    /// Fetches again what peers brought, the likeliest to be wrong first, until the whole is right.
+    async fn fetch_again(
+        &self,
+        expected: Digest,
+        there: Rightly,
+        mut repair: Repair,
+        distrusted: &mut Distrusted,
+        meter: &mut Meter,
+    ) -> Result<Repaired, UndescribedError> {
         loop {
-            let length = Some(self.segments.file_length());
-            let heard = hearsay::ask(self.shared, self.key, length, distrusted).await;
-            if heard.table.is_some() {
-                return Ok(heard.table);
+            if let Some(table) = self.table_of_peers(distrusted).await {
+                let content = there.content;
+                let came = Came { content, repair };
+                return Ok(Repaired::TableOfPeers { table, came });
             }
             let Some(batch) = repair.next_batch() else {
                 return Err(match self.remote {
@@ -176,35 +270,51 @@ impl Undescribed<'_> {
                     None => PlannedError::NobodyHasIt.into(),
                 });
             };
-            let segments = batch.segments.len();
-            tracing::info!(segments, "segments are fetched again");
-            for index in batch.segments.iter() {
-                content.doubt(index);
-            }
-            meter.recount(content.sources_of(&content.done.segments()));
             let mut but = distrusted.peers.clone();
             but.extend(&batch.suspects);
-            let from_peers = self.remote.is_none();
-            self.fetch(content, from_peers, &but, meter).await?;
-            for index in batch.segments.iter() {
-                if let Some(now) = content.held(index) {
-                    repair.handle_fetched(index, now);
-                }
+            let content = &there.content;
+            self.replace(&batch.segments, content, &mut repair, &but, meter)
+                .await?;
+            let right = self.first_wrong_digest().await?.is_none();
+            if right {
+                repair.handle_right(|index| Some(content.held(index)?.hash));
             }
-            let wrong = self.first_wrong_digest().await?;
-            if wrong.is_none() {
-                repair.handle_match();
-            }
-            for (peer, segments) in repair.wrong() {
-                if distrusted.peers.insert(*peer) {
-                    name_wrong(*peer, *segments);
-                }
-            }
-            if wrong.is_none() {
-                meter.recount(content.sources_of(&content.done.segments()));
-                return Ok(None);
+            distrust_wrong(&repair, distrusted);
+            if right {
+                return Ok(Repaired::Whole(there));
             }
         }
+    }
+
+    /// Fetches segments again: from the origin, or where it cannot be reached from peers but those in `but`.
+    async fn replace(
+        &self,
+        segments: &SegmentSet,
+        content: &Arc<ProvisionalContent>,
+        repair: &mut Repair,
+        but: &BTreeSet<PeerId>,
+        meter: &mut Meter,
+    ) -> Result<(), UndescribedError> {
+        tracing::info!(segments = segments.len(), "segments are fetched again");
+        for index in segments.iter() {
+            content.doubt(index);
+        }
+        meter.recount(content.sources_of(&content.done.segments()));
+        let from_peers = self.remote.is_none();
+        self.fetch(content, from_peers, but, meter).await?;
+        for index in segments.iter() {
+            if let Some(now) = content.held(index) {
+                repair.handle_fetched(index, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// The table of a peer that has the whole file by now.
+    async fn table_of_peers(&self, distrusted: &Distrusted) -> Option<PeersTable> {
+        let length = Some(self.segments.file_length());
+        let heard = hearsay::ask(self.shared, self.key, length, distrusted).await;
+        heard.table
     }
 
     /// Asks the other members what they have.
@@ -219,7 +329,7 @@ impl Undescribed<'_> {
         });
         let mut repair = Repair::new(held);
         let count = self.segments.count();
-        hearsay::ask_for_claims(self.shared, self.key, count, shut_out, |word| {
+        hearsay::ask_for_claims(self.shared, content.key, count, shut_out, |word| {
             repair.handle_claims(word.peer, word.first, &word.claims);
         })
         .await;
@@ -263,8 +373,9 @@ impl Undescribed<'_> {
     /// Takes over what an interrupted download has left, and reserves room for the rest.
     async fn resume(&self, content: &Arc<ProvisionalContent>) -> Result<(), PartialError> {
         let (partial, content) = (Arc::clone(self.partial), Arc::clone(content));
+        let key = self.key;
         blocking(move || {
-            let before = Note::on(&partial).filter(|note| note.is_of(&content));
+            let before = Note::on(&partial).filter(|note| note.is_of(key, &content));
             if before.is_none() {
                 partial.forget_note()?;
             }
@@ -278,6 +389,15 @@ impl Undescribed<'_> {
             Ok(())
         })
         .await
+    }
+}
+
+/// Whoever has turned out to be wrong is named, once, and asked for nothing from now on.
+fn distrust_wrong(repair: &Repair, distrusted: &mut Distrusted) {
+    for (peer, segments) in repair.wrong() {
+        if distrusted.peers.insert(*peer) {
+            name_wrong(*peer, *segments);
+        }
     }
 }
 
@@ -300,26 +420,26 @@ struct Note {
     file_bytes: u64,
     /// What is written outlives processes, but not the machine's boot.
     boot_id: String,
-    /// The blocks that are there, as first and number: half of 4,096 of them fit on a file
-    /// system's page at the least.
-    blocks: Vec<(u32, u32)>,
+    /// The segments that are there, as first and number.
+    segments: Vec<(u32, u32)>,
 }
 
-/// More ranges than this are not noted: with their digits they take 10 bytes each, of 4 KiB that a
-/// note on ext4 has.
-const NOTED_RANGES: usize = 300;
+/// More ranges than this are not noted, but the longest: with their digits they take up to 16 bytes each, of 4 KiB
+/// that a note on ext4 has.
+const NOTED_RANGES: usize = 240;
 
 impl Note {
-    fn of(content: &ProvisionalContent) -> Self {
-        let held = blocks_of(content).held_of(&content.done.segments());
-        let ranges = held.ranges().take(NOTED_RANGES);
+    fn of(key: ContentKey, content: &ProvisionalContent) -> Self {
+        let held = content.done.segments();
+        let ranges = held.ranges().map(|range| (range.first().0, range.count()));
+        let mut segments: Vec<_> = ranges.collect();
+        segments.sort_unstable_by_key(|(_, count)| std::cmp::Reverse(*count));
+        segments.truncate(NOTED_RANGES);
         Self {
-            content: content.key,
+            content: key,
             file_bytes: content.segments.file_length(),
             boot_id: linux::boot_id(),
-            blocks: ranges
-                .map(|range| (range.first().0, range.count()))
-                .collect(),
+            segments,
         }
     }
 
@@ -327,40 +447,40 @@ impl Note {
         serde_json::from_slice(&partial.note()?).ok()
     }
 
-    fn is_of(&self, content: &ProvisionalContent) -> bool {
-        let same = (self.content, self.file_bytes) == (content.key, content.segments.file_length());
+    fn is_of(&self, key: ContentKey, content: &ProvisionalContent) -> bool {
+        let same = (self.content, self.file_bytes) == (key, content.segments.file_length());
         same && !self.boot_id.is_empty() && self.boot_id == linux::boot_id()
     }
 
     fn segments(&self, content: &ProvisionalContent) -> SegmentSet {
-        let blocks = blocks_of(content);
-        let mut segments = SegmentSet::empty(content.segments.count());
-        let ranges = self.blocks.iter();
-        let ranges =
-            ranges.filter_map(|(first, count)| BlockRange::new(BlockIndex(*first), *count));
-        for range in ranges.filter_map(|range| blocks.segments_of(range)) {
-            for index in range.iter() {
-                segments.insert(index);
-            }
+        let count = content.segments.count();
+        let mut segments = SegmentSet::empty(count);
+        let ranges = self.segments.iter();
+        let ranges = ranges.filter_map(|(first, n)| SegmentRange::new(SegmentIndex(*first), *n));
+        let inside = ranges.flat_map(|range| range.iter().take_while(|index| index.0 < count));
+        for index in inside {
+            segments.insert(index);
         }
         segments
     }
 }
 
-fn blocks_of(content: &ProvisionalContent) -> Blocks {
-    Blocks::of(content.segments.count(), content.segments.file_length())
-}
-
 /// Notes what is there, off the async thread, one note at a time.
 struct Noting<'a> {
+    key: ContentKey,
     partial: &'a Arc<Partial>,
     content: &'a Arc<ProvisionalContent>,
     at_work: JoinSet<()>,
 }
 
 impl<'a> Noting<'a> {
-    fn new(partial: &'a Arc<Partial>, content: &'a Arc<ProvisionalContent>) -> Self {
+    fn new(
+        key: ContentKey,
+        partial: &'a Arc<Partial>,
+        content: &'a Arc<ProvisionalContent>,
+    ) -> Self {
         Self {
+            key,
             partial,
             content,
             at_work: JoinSet::new(),
@@ -371,8 +491,9 @@ impl<'a> Noting<'a> {
         while self.at_work.try_join_next().is_some() {}
         if self.at_work.is_empty() {
             let (partial, content) = (Arc::clone(self.partial), Arc::clone(self.content));
+            let key = self.key;
             self.at_work.spawn_blocking(move || {
-                let text = serde_json::to_vec(&Note::of(&content)).unwrap_or_default();
+                let text = serde_json::to_vec(&Note::of(key, &content)).unwrap_or_default();
                 // A note that cannot be written costs a resumption, not the download.
                 if let Err(error) = partial.put_note(&text) {
                     tracing::debug!(%error, "a download cannot note how far it is");

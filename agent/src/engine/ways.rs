@@ -11,7 +11,7 @@ use crate::api::Trust;
 use crate::engine::hearsay::{self, PeersTable};
 use crate::engine::lookup::Known;
 use crate::engine::plain;
-use crate::engine::provisional::ProvisionalContent;
+use crate::engine::undescribed::Came;
 use crate::engine::{Shared, blocking};
 
 /// A description of the file to fetch by segments, and how far it is believed.
@@ -23,7 +23,7 @@ pub(crate) struct Table {
     pub(crate) peers: bool,
     pub(crate) made_by: TableMaker,
     /// What has come of the file before there was a table.
-    pub(crate) came: Option<Arc<ProvisionalContent>>,
+    pub(crate) came: Option<Came>,
 }
 
 /// How a file is to be fetched.
@@ -106,11 +106,7 @@ impl Table {
         }
     }
 
-    pub(crate) fn of_peers(
-        key: ContentKey,
-        table: PeersTable,
-        came: Option<Arc<ProvisionalContent>>,
-    ) -> Self {
+    pub(crate) fn of_peers(key: ContentKey, table: PeersTable, came: Option<Came>) -> Self {
         Self {
             key,
             manifest: Arc::new(table.manifest),

@@ -1,6 +1,6 @@
 //! Trust in a digest, and in nothing but the origin.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use branchline_branch_tests::{Branch, Got, PATIENCE, Setup, random_bytes, sha256_hex};
 
 use crate::{BAD_PEER, MEBIBYTE};
@@ -105,6 +105,11 @@ fn a_peer_that_gives_wrong_bytes_before_anybody_can_know_is_found_out_and_named(
     let all = common_start(&branch, 1..4, &url, &["--sha256", &sha256])?;
     let ratio = (branch.wan_down() - begin) as f64 / file.len() as f64;
     println!("WAN: {ratio:.3} x the file with a liar");
+    let mut honest = Vec::new();
+    for index in 1..4 {
+        let status = branch.machine(index).json(&["status"])?;
+        honest.push(status["peer_id"].as_str().context("no peer id")?.to_owned());
+    }
     let mut named = 0;
     for (index, got) in (1..4).zip(&all) {
         branch.machine(index).ensure_file(&got.target, &file)?;
@@ -114,7 +119,14 @@ fn a_peer_that_gives_wrong_bytes_before_anybody_can_know_is_found_out_and_named(
         branch.machine(index).wait_for_cached(1)?;
         let stderr = branch.machine_mut(index).agent()?.stderr();
         println!("{stderr}");
-        named += usize::from(stderr.contains("sent wrong bytes"));
+        for line in stderr
+            .lines()
+            .filter(|line| line.contains("sent wrong bytes"))
+        {
+            // Who only passed on what the liar had given him is not named.
+            ensure!(!honest.iter().any(|peer| line.contains(peer)), "{line}");
+            named += 1;
+        }
     }
     ensure!(named > 0, "nobody was named");
     Ok(())
