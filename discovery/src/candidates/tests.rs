@@ -285,7 +285,7 @@ fn a_flood_of_names_stays_within_the_bounds() {
         let of_one = candidates
             .known
             .values()
-            .filter(|k| k.source == host(source));
+            .filter(|k| k.source == Source::Link(host(source)));
         assert!(of_one.count() <= MAX_OF_SOURCE);
     }
     assert_eq!(candidates.known.len(), MAX_CANDIDATES);
