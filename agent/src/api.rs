@@ -333,6 +333,8 @@ pub enum FoundBy {
     Mdns,
     /// By the configuration's list.
     Static,
+    /// Another agent told of it.
+    Kademlia,
     /// It called here first.
     Inbound,
 }
@@ -342,6 +344,7 @@ impl fmt::Display for FoundBy {
         f.pad(match self {
             Self::Mdns => "mdns",
             Self::Static => "static",
+            Self::Kademlia => "kademlia",
             Self::Inbound => "inbound",
         })
     }

@@ -301,6 +301,7 @@ fn peer_info(member: &Member, from_peer_bytes: u64, to_peer_bytes: u64) -> PeerI
         found_by: match member.found_by {
             branchline_discovery::FoundBy::Mdns => FoundBy::Mdns,
             branchline_discovery::FoundBy::Static => FoundBy::Static,
+            branchline_discovery::FoundBy::Kademlia => FoundBy::Kademlia,
             branchline_discovery::FoundBy::Inbound => FoundBy::Inbound,
         },
         version: Some(member.version.clone()),
@@ -419,6 +420,7 @@ fn discovery_config(config: &Config) -> Result<DiscoveryConfig, Failure> {
     };
     Ok(DiscoveryConfig {
         mdns: discovery.mdns,
+        kademlia: discovery.kademlia,
         interfaces: discovery.interfaces.clone(),
         static_peers: discovery
             .static_peers

@@ -1,8 +1,11 @@
-//! Whom multicast named, and when to dial each. Pure: time and randomness come in.
+//! Whom multicast and members named, and when to dial each. Pure: time and randomness come in.
 //!
-//! Anybody on the link can announce anything, so this table is bounded, and a peer in it is dialled
-//! with backoff until its announcement expires, whatever is announced of it meanwhile. Those that
-//! failed least, from sources that failed least, come first, so that invented peers delay each other.
+//! Anybody on the link can announce anything, and any member can tell anything, so this table is
+//! bounded, and a peer in it is dialled with backoff until its announcement expires, whatever is
+//! announced of it meanwhile; one that only members told of, a few times. Those that failed least,
+//! from sources that failed least, come first, so that invented peers delay each other.
+//!
+//! What members tell adds to what multicast says and takes nothing of it away.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,9 +19,10 @@ use crate::allowance::{Allowance, Rate};
 /// Twice as many as there can be members. When full, a new peer takes the place of one from the
 /// source with the most.
 pub(crate) const MAX_CANDIDATES: usize = 2048;
-/// Peers of one source address. A machine has one agent; a laboratory has some on one address.
+/// Peers of one source. A machine announces one agent; a laboratory has some on one address. A member
+/// is asked for more when those it told of are connected, which do not count, or were dialled.
 const MAX_OF_SOURCE: usize = 32;
-/// Dials under way to peers of one source address: addresses that swallow packets occupy a dial for
+/// Dials under way to peers of one source: addresses that swallow packets occupy a dial for
 /// seconds, and may not occupy all.
 const MAX_DIALS_OF_SOURCE: usize = 8;
 /// All dials. The burst is for a branch of a thousand that is switched on at once, of which each
@@ -51,6 +55,15 @@ const YIELD: Duration = Duration::from_millis(500);
 /// peer that greets and goes would be dialled without pause.
 const STEADY: Duration = Duration::from_secs(5);
 
+/// How long a peer that a member told of is dialled, and again after its connection was lost. Who
+/// is still there is told of again.
+const TOLD_FOR: Duration = Duration::from_secs(60);
+/// Dials in a row after which such a peer is forgotten: some ten seconds, a router's restart is
+/// longer, and then members are asked anew.
+const TOLD_ATTEMPTS: u32 = 5;
+/// A member names twenty peers at a time, and the next when no more than this of them are undialled.
+const UNDIALLED: usize = 4;
+
 #[derive(Debug)]
 pub(crate) struct Candidates {
     own: PeerId,
@@ -72,11 +85,21 @@ pub(crate) struct Announced {
     pub(crate) expires: Instant,
 }
 
+/// Who named a peer, and is charged for the dials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    /// Whoever sends from this address on the link.
+    Link(IpAddr),
+    Member(PeerId),
+}
+
 #[derive(Debug)]
 struct Candidate {
-    source: IpAddr,
-    /// The newest first.
+    source: Source,
+    /// Announced, the newest first.
     addresses: Vec<SocketAddr>,
+    /// Told by members, the newest first.
+    told: Vec<SocketAddr>,
     expires: Instant,
     tried: Option<Instant>,
     /// Dials and short connections in a row that led to nothing.
@@ -94,15 +117,15 @@ enum Dial {
     Connected { since: Instant },
 }
 
-/// What a source address has cost so far.
+/// What a source has cost so far.
 #[derive(Debug, Default)]
-struct Source {
+struct Costs {
     under_way: usize,
     failed: u64,
 }
 
-impl Source {
-    fn cost(&self) -> u64 {
+impl Costs {
+    fn sum(&self) -> u64 {
         let under_way = u64::try_from(self.under_way).unwrap_or(u64::MAX);
         self.failed.saturating_add(under_way)
     }
@@ -135,7 +158,16 @@ impl Candidates {
             } else {
                 Dial::At(courteous)
             };
-            return self.add(now, announced, dial);
+            let candidate = Candidate::new(Source::Link(announced.source), announced.expires, dial);
+            let addresses = merged(announced.addresses, Vec::new());
+            return self.add(
+                now,
+                announced.peer,
+                Candidate {
+                    addresses,
+                    ..candidate
+                },
+            );
         };
         let has_port = |port| known.addresses.iter().any(|old| old.port() == port);
         let moved = !announced.addresses.iter().any(|a| has_port(a.port()));
@@ -147,7 +179,7 @@ impl Candidates {
             known.addresses.clone()
         };
         known.addresses = merged(announced.addresses, kept);
-        known.source = announced.source;
+        known.source = Source::Link(announced.source);
         known.expires = known.expires.max(announced.expires);
         if (moved || is_back) && !is_connected_there {
             let at = known.hurry(courteous);
@@ -155,19 +187,45 @@ impl Candidates {
         }
     }
 
+    /// A member told of peers that are not connected.
+    pub(crate) fn handle_told(
+        &mut self,
+        now: Instant,
+        teller: PeerId,
+        named: impl IntoIterator<Item = (PeerId, Vec<SocketAddr>)>,
+    ) {
+        let costs = self.costs();
+        for (peer, told) in named.into_iter().take(MAX_OF_SOURCE) {
+            let courteous = now + self.courtesy(&peer);
+            let Some(known) = self.known.get_mut(&peer) else {
+                let dial = Dial::At(courteous);
+                let candidate = Candidate::new(Source::Member(teller), now + TOLD_FOR, dial);
+                self.add(now, peer, Candidate { told, ..candidate });
+                continue;
+            };
+            if known.is_told_of_anew(now, teller, told, &costs) {
+                let at = known.hurry(courteous);
+                bring_forward(&mut self.next, at);
+            }
+        }
+    }
+
     /// `peer`, or somebody in its name, said goodbye: it is not dialled again until it is announced.
     /// Only who announced it last can say so. The waits between dials go on, or goodbyes would be a
     /// way to be dialled without pause.
     pub(crate) fn handle_gone(&mut self, now: Instant, peer: PeerId, source: IpAddr) {
-        if let Some(known) = self.known.get_mut(&peer).filter(|k| k.source == source) {
+        if let Some(known) = self.known.get_mut(&peer)
+            && known.source == Source::Link(source)
+        {
             known.expires = now;
             known.addresses.clear();
+            known.told.clear();
         }
     }
 
     /// A connection from `remote` is being made.
     pub(crate) fn handle_incoming(&mut self, now: Instant, remote: SocketAddr) {
-        let from_there = |known: &&mut Candidate| known.addresses.contains(&remote);
+        let from_there = |known: &&mut Candidate| known.all_addresses().contains(&remote);
         for known in self.known.values_mut().filter(from_there) {
             if let Dial::At(at) = &mut known.dial
                 && !known.has_yielded
@@ -180,7 +238,7 @@ impl Candidates {
 
     pub(crate) fn handle_connected(&mut self, now: Instant, peer: PeerId, remote: SocketAddr) {
         if let Some(known) = self.known.get_mut(&peer) {
-            if known.addresses.contains(&remote) {
+            if known.all_addresses().contains(&remote) {
                 known.hurried = 0;
             }
             known.dial = Dial::Connected { since: now };
@@ -208,7 +266,7 @@ impl Candidates {
         random: u64,
     ) {
         match self.known.get_mut(&peer) {
-            Some(known) if is_at(&known.addresses, connected_ports) => {
+            Some(known) if is_at(&known.all_addresses(), connected_ports) => {
                 known.dial = Dial::Connected { since: now };
                 bring_forward(&mut self.next, now);
             }
@@ -223,6 +281,9 @@ impl Candidates {
         if let Some(known) = self.known.get_mut(&peer) {
             let at = now + courtesy + REDIAL.delay(known.attempt, random);
             known.attempt = known.attempt.saturating_add(1);
+            if let Source::Member(_) = known.source {
+                known.expires = known.told_until(now);
+            }
             known.dial_by(at);
             bring_forward(&mut self.next, now);
         }
@@ -249,15 +310,15 @@ impl Candidates {
         if limit == 0 || self.deadline().is_none_or(|deadline| deadline > now) {
             return taken;
         }
-        let mut sources = self.sources();
-        for peer in self.due(now, &sources) {
+        let mut costs = self.costs();
+        for peer in self.due(now, &costs) {
             if taken.len() == limit {
                 break;
             }
             let Some(known) = self.known.get_mut(&peer) else {
                 continue;
             };
-            let source = sources.entry(known.source).or_default();
+            let source = costs.entry(known.source).or_default();
             if source.under_way >= MAX_DIALS_OF_SOURCE {
                 continue;
             }
@@ -268,9 +329,9 @@ impl Candidates {
             known.dial = Dial::UnderWay;
             known.tried = Some(now);
             known.has_yielded = false;
-            taken.push((peer, known.addresses.clone()));
+            taken.push((peer, known.all_addresses()));
         }
-        self.next = self.next_due(now, &sources);
+        self.next = self.next_due(now, &costs);
         taken
     }
 
@@ -283,8 +344,25 @@ impl Candidates {
     pub(crate) fn forget_expired(&mut self, now: Instant) {
         // One that is remembered for its waits is not dialled.
         let waits = |known: &Candidate| known.tried.is_some_and(|at| at + REDIAL.max > now);
-        self.known
-            .retain(|_, known| known.expires > now || known.dial == Dial::UnderWay || waits(known));
+        // Nobody announces it again, and it is to be dialled when it is lost.
+        let is_kept = |known: &Candidate| known.is_of_member() && known.is_connected();
+        self.known.retain(|_, known| {
+            known.expires > now || known.dial == Dial::UnderWay || waits(known) || is_kept(known)
+        });
+    }
+
+    /// Whether a member may tell of more peers: most of those it named were dialled.
+    pub(crate) fn may_tell_more(&self, now: Instant, teller: &PeerId) -> bool {
+        let undialled = self.known.values().filter(|known| {
+            let is_first_dial = known.attempt == 0 && !known.is_connected();
+            known.source == Source::Member(*teller) && is_first_dial && known.expires > now
+        });
+        undialled.count() <= UNDIALLED
+    }
+
+    /// Whether only members told of `peer`.
+    pub(crate) fn is_told_of(&self, peer: &PeerId) -> bool {
+        self.known.get(peer).is_some_and(Candidate::is_of_member)
     }
 
     /// What multicast says of `peer`'s addresses; empty when it says nothing.
@@ -300,29 +378,30 @@ impl Candidates {
         }
     }
 
-    fn add(&mut self, now: Instant, announced: Announced, dial: Dial) {
-        let of_source = self.known.values().filter(|k| k.source == announced.source);
-        let of_source = of_source.count();
+    fn add(&mut self, now: Instant, peer: PeerId, candidate: Candidate) {
+        let of_source = self.known.iter().filter(|(_, known)| {
+            // A member that told of a branch is connected to all of it in the end.
+            known.source == candidate.source && !(known.is_of_member() && known.is_connected())
+        });
+        let (of_source, worst) = of_source.fold((0, None), |(count, worst), (peer, known)| {
+            (
+                count + 1,
+                worst.max(known.is_failing().then_some((known.attempt, *peer))),
+            )
+        });
         if of_source >= MAX_OF_SOURCE {
-            return;
+            let Some((_, worst)) = worst.filter(|_| candidate.is_of_member()) else {
+                return;
+            };
+            self.known.remove(&worst);
         }
         if self.known.len() >= MAX_CANDIDATES && !self.make_room(now, of_source) {
             return;
         }
-        if let Dial::At(at) = dial {
+        if let Dial::At(at) = candidate.dial {
             bring_forward(&mut self.next, at);
         }
-        let candidate = Candidate {
-            source: announced.source,
-            addresses: merged(announced.addresses, Vec::new()),
-            expires: announced.expires,
-            tried: None,
-            attempt: 0,
-            hurried: 0,
-            has_yielded: false,
-            dial,
-        };
-        self.known.insert(announced.peer, candidate);
+        self.known.insert(peer, candidate);
     }
 
     /// Removes one peer for another of a source that has `of_source`: the one that failed most, of
@@ -335,7 +414,7 @@ impl Candidates {
             let waiting = self.known.iter();
             waiting.filter(|(_, known)| matches!(known.dial, Dial::At(_)))
         };
-        let mut waiting_of: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        let mut waiting_of: BTreeMap<Source, usize> = BTreeMap::new();
         for (_, known) in waiting() {
             *waiting_of.entry(known.source).or_default() += 1;
         }
@@ -349,30 +428,30 @@ impl Candidates {
         worst.is_some_and(|peer| self.known.remove(&peer).is_some())
     }
 
-    fn sources(&self) -> BTreeMap<IpAddr, Source> {
-        let mut sources: BTreeMap<IpAddr, Source> = BTreeMap::new();
+    fn costs(&self) -> BTreeMap<Source, Costs> {
+        let mut costs: BTreeMap<Source, Costs> = BTreeMap::new();
         for known in self.known.values() {
-            let source = sources.entry(known.source).or_default();
+            let source = costs.entry(known.source).or_default();
             source.under_way += usize::from(known.dial == Dial::UnderWay);
             source.failed += u64::from(known.attempt);
         }
-        sources
+        costs
     }
 
     /// Those to dial now, in the order in which they should be: sources that failed least first, one
     /// peer of each in turn.
-    fn due(&self, now: Instant, sources: &BTreeMap<IpAddr, Source>) -> Vec<PeerId> {
+    fn due(&self, now: Instant, costs: &BTreeMap<Source, Costs>) -> Vec<PeerId> {
         let due = self.known.iter().filter_map(|(peer, known)| {
             let at = known.due_at(now).filter(|at| *at <= now)?;
             Some((known.attempt, at, known.source, *peer))
         });
         let mut due: Vec<_> = due.collect();
         due.sort_unstable();
-        let mut turns: BTreeMap<IpAddr, u64> = BTreeMap::new();
+        let mut turns: BTreeMap<Source, u64> = BTreeMap::new();
         let mut ranked: Vec<_> = due
             .into_iter()
             .map(|(attempt, at, source, peer)| {
-                let cost = sources.get(&source).map_or(0, Source::cost);
+                let cost = costs.get(&source).map_or(0, Costs::sum);
                 let turn = turns.entry(source).or_insert(cost);
                 *turn += 1;
                 (*turn, attempt, at, peer)
@@ -382,9 +461,9 @@ impl Candidates {
         ranked.into_iter().map(|(_, _, _, peer)| peer).collect()
     }
 
-    fn next_due(&self, now: Instant, sources: &BTreeMap<IpAddr, Source>) -> Option<Instant> {
+    fn next_due(&self, now: Instant, costs: &BTreeMap<Source, Costs>) -> Option<Instant> {
         let has_room = |known: &&Candidate| {
-            let source = sources.get(&known.source);
+            let source = costs.get(&known.source);
             source.is_none_or(|source| source.under_way < MAX_DIALS_OF_SOURCE)
         };
         let waiting = self.known.values().filter(has_room);
@@ -393,6 +472,75 @@ impl Candidates {
 }
 
 impl Candidate {
+    fn new(source: Source, expires: Instant, dial: Dial) -> Self {
+        Self {
+            source,
+            addresses: Vec::new(),
+            told: Vec::new(),
+            expires,
+            tried: None,
+            attempt: 0,
+            hurried: 0,
+            has_yielded: false,
+            dial,
+        }
+    }
+
+    fn is_of_member(&self) -> bool {
+        matches!(self.source, Source::Member(_))
+    }
+
+    fn is_connected(&self) -> bool {
+        matches!(self.dial, Dial::Connected { .. })
+    }
+
+    /// It was dialled in vain and is not being dialled now.
+    fn is_failing(&self) -> bool {
+        self.attempt > 0 && matches!(self.dial, Dial::At(_))
+    }
+
+    /// Where it is dialled: where it was announced, and where it may be besides.
+    fn all_addresses(&self) -> Vec<SocketAddr> {
+        merged(self.addresses.clone(), self.told.clone())
+    }
+
+    /// Takes what a member says of it. True when that is a reason to dial it. It is charged to whom
+    /// it costs least to be dialled, or one that names real peers among invented ones would delay them.
+    fn is_told_of_anew(
+        &mut self,
+        now: Instant,
+        teller: PeerId,
+        told: Vec<SocketAddr>,
+        costs: &BTreeMap<Source, Costs>,
+    ) -> bool {
+        let is_news = told.iter().any(|address| !self.told.contains(address));
+        self.told = merged(told, std::mem::take(&mut self.told));
+        let is_back = self.expires <= now;
+        if is_back {
+            self.source = Source::Member(teller);
+            self.addresses.clear();
+            self.expires = now + TOLD_FOR;
+        } else if self.is_of_member() {
+            let cost = |source| costs.get(&source).map_or(0, Costs::sum);
+            self.source = [self.source, Source::Member(teller)]
+                .into_iter()
+                .min_by_key(|source| cost(*source))
+                .unwrap_or(self.source);
+        }
+        is_news || is_back
+    }
+
+    /// How long it is dialled after it was lost, or dialled in vain for the `attempt`th time.
+    fn told_until(&self, now: Instant) -> Instant {
+        if self.attempt >= TOLD_ATTEMPTS {
+            now
+        } else if self.is_connected() {
+            now + TOLD_FOR
+        } else {
+            self.expires
+        }
+    }
+
     /// `None` when it is not to be dialled.
     fn due_at(&self, now: Instant) -> Option<Instant> {
         match self.dial {

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct DiscoveryConfig {
     /// Find agents by multicast DNS. Off: only static peers, and agents that have this one as theirs.
     pub mdns: bool,
+    /// Ask members whom they know, and tell them: past multicast all become members of all. Off: only
+    /// multicast and static peers, for a static peer that is another branch's.
+    pub kademlia: bool,
     /// The network interfaces to use, by name; empty means all. One that does not exist yet is
     /// waited for, so that a cable or a VLAN may come later than the agent.
     pub interfaces: Vec<String>,
@@ -24,6 +27,7 @@ impl Default for DiscoveryConfig {
     fn default() -> Self {
         Self {
             mdns: true,
+            kademlia: true,
             interfaces: Vec::new(),
             static_peers: Vec::new(),
             listen_port: 0,

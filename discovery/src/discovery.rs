@@ -104,7 +104,7 @@ impl Discovery {
         }
         let randomness = tokio::task::spawn_blocking(tls::gather_randomness);
         let choice = InterfaceChoice::new(config.interfaces);
-        let mut swarm = swarm::new(identity);
+        let mut swarm = swarm::new(identity, config.kademlia);
         let port = listen(&mut swarm, config.listen_port)?;
         let own = identity.peer_id();
         let mdns = config

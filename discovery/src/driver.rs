@@ -1,5 +1,7 @@
 //! The one task that owns discovery's state: it waits for an event, applies it, repeats.
 
+mod walking;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
@@ -19,13 +21,14 @@ use crate::config::StaticPeer;
 use crate::discovery::DiscoveryStatus;
 use crate::hello::Hello;
 use crate::interfaces::{self, InterfaceChoice};
+use crate::kademlia::Walks;
 use crate::mdns::{Heard, Mdns};
 use crate::membership::{FoundBy, Membership};
 use crate::peers::{AfterFailure, Peers};
 use crate::statics::{StaticIndex, Statics};
 use crate::swarm::{self, Behaviour, BehaviourEvent};
 
-/// Dials of announced peers under way; others wait their turn. A branch of hundreds started together
+/// Dials of announced peers, and of those that members told of, under way; others wait their turn. A branch of hundreds started together
 /// is dialled in a few rounds of some milliseconds.
 const MAX_CANDIDATE_DIALS: usize = 32;
 /// Dials and name look-ups of static peers under way. Apart from those above, so that machines that
@@ -60,6 +63,7 @@ pub(crate) struct Driver {
     candidates: Candidates,
     statics: Statics,
     peers: Peers,
+    walks: Walks,
     dials: BTreeMap<ConnectionId, Target>,
     lookups: JoinSet<Looked>,
     strangers: HashMap<libp2p::PeerId, Instant>,
@@ -102,6 +106,7 @@ impl Driver {
             candidates: Candidates::new(own, now),
             statics: Statics::new(static_peers, now),
             peers: Peers::new(own),
+            walks: Walks::new(rand::random(), now),
             dials: BTreeMap::new(),
             lookups: JoinSet::new(),
             strangers: HashMap::new(),
@@ -119,6 +124,7 @@ impl Driver {
     pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
+            self.walk();
             self.dial_what_is_due();
             self.publish_news();
             let next = self.deadline();
@@ -139,6 +145,8 @@ impl Driver {
     fn handle_event(&mut self, event: Event) {
         if let SwarmEvent::Behaviour(BehaviourEvent::Hello(event)) = event {
             self.handle_hello(event);
+        } else if let SwarmEvent::Behaviour(BehaviourEvent::Kademlia(event)) = event {
+            self.handle_kademlia(event);
         } else if let SwarmEvent::IncomingConnection { send_back_addr, .. } = event {
             if let Some(remote) = swarm::socket_address(&send_back_addr) {
                 self.candidates.handle_incoming(Instant::now(), remote);
@@ -206,6 +214,7 @@ impl Driver {
         for replaced in self.peers.handle_connected(now, peer, id, remote, by_mdns) {
             self.swarm.close_connection(replaced);
         }
+        self.tell_of(peer);
         self.greet(now, peer);
     }
 
@@ -217,7 +226,10 @@ impl Driver {
         if self.peers.handle_closed(&peer, id) {
             self.candidates.handle_lost(now, peer, rand::random());
             self.statics.handle_lost(now, peer, rand::random());
+            self.handle_left(peer);
             self.is_news = true;
+        } else {
+            self.tell_of(peer);
         }
     }
 
@@ -299,11 +311,15 @@ impl Driver {
             Ok(greeting) => {
                 self.candidates.handle_greeted(now, agent);
                 self.statics.handle_greeted(agent);
+                let joins = !self.peers.is_member(&agent);
                 let clock = SystemTime::now();
                 self.is_news |= self
                     .peers
                     .handle_greeting(now, clock, &agent, greeting, request);
                 self.times_changed = true;
+                if joins {
+                    self.handle_joined(now, agent);
+                }
             }
             Err(error) => {
                 tracing::info!(peer = %agent, %error, "peer is no member");
@@ -366,7 +382,10 @@ impl Driver {
                     };
                     let ports = self.peers.ports(&peer);
                     self.candidates.handle_here(now, announced, &ports);
-                    self.is_news |= self.peers.handle_announced(&peer);
+                    if self.peers.handle_announced(&peer) {
+                        self.is_news = true;
+                        self.tell_of(peer);
+                    }
                 }
                 Heard::Gone { peer, source } => self.candidates.handle_gone(now, peer, source),
                 Heard::LinkUp => self.candidates.handle_link_up(now),
@@ -380,7 +399,8 @@ impl Driver {
         let (candidates, statics) = self.room();
         let candidates = self.candidates.deadline().filter(|_| candidates > 0);
         let statics = self.statics.deadline().filter(|_| statics > 0);
-        [publish, candidates, statics].into_iter().flatten().min()
+        let deadlines = [publish, candidates, statics, self.walk_deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// How many announced and how many static peers may be dialled now.
@@ -497,6 +517,7 @@ impl Driver {
         let found_by = |peer: &PeerId, by_mdns| match (self.statics.has(*peer), by_mdns) {
             (true, _) => FoundBy::Static,
             (false, true) => FoundBy::Mdns,
+            (false, false) if self.candidates.is_told_of(peer) => FoundBy::Kademlia,
             (false, false) => FoundBy::Inbound,
         };
         let announced = |peer: &PeerId| self.candidates.addresses(peer);

@@ -138,6 +138,21 @@ pub(crate) fn is_usable(address: IpAddr) -> bool {
     !(link_local || address.is_unspecified() || address.is_multicast())
 }
 
+/// Whether an address that somebody tells means the same to who hears it: a machine, by a number
+/// that is not this machine's or this link's own business.
+pub(crate) fn is_routable(address: SocketAddr) -> bool {
+    let ip = address.ip();
+    let is_of_a_machine = match ip {
+        IpAddr::V4(v4) => {
+            // RFC 1122 section 3.2.1.3 ("this network") and RFC 1112 section 4 (class E, broadcast).
+            let [first, ..] = v4.octets();
+            !v4.is_link_local() && first != 0 && first < 240
+        }
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_none(),
+    };
+    is_of_a_machine && is_usable(ip) && !ip.is_loopback() && address.port() != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

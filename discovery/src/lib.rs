@@ -1,9 +1,9 @@
 //! Who is here: this agent's identity, and the membership of its LAN.
 //!
 //! [`Identity`] is the one Ed25519 key that libp2p and the exchange's mutual TLS share.
-//! [`Discovery`] finds other agents (mDNS, static peers), greets each over an authenticated libp2p
-//! connection and keeps [`Membership`], which names only peers that proved their identity and
-//! answered the greeting.
+//! [`Discovery`] finds other agents (mDNS, static peers, and whom those know, by Kademlia), greets
+//! each over an authenticated libp2p connection and keeps [`Membership`], which names only peers
+//! that proved their identity and answered the greeting.
 //!
 //! Nothing here knows of jobs, contents or segments. libp2p appears in this crate alone, and what
 //! arrives from the network is bounded before it is looked at. The messages on the LAN are
@@ -17,6 +17,7 @@ mod driver;
 mod hello;
 mod identity;
 mod interfaces;
+mod kademlia;
 mod mdns;
 mod membership;
 mod peers;

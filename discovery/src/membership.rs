@@ -46,6 +46,8 @@ pub enum FoundBy {
     Mdns,
     /// The configuration names it.
     Static,
+    /// A member told of it.
+    Kademlia,
     /// It connected to this agent.
     Inbound,
 }

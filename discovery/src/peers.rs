@@ -98,6 +98,24 @@ impl Peers {
             .collect()
     }
 
+    /// Where its connections come from, the newest first.
+    pub(crate) fn remotes(&self, peer: &PeerId) -> Vec<SocketAddr> {
+        let known = self.connected.get(peer);
+        known.map_or_else(Vec::new, Peer::remotes)
+    }
+
+    pub(crate) fn is_member(&self, peer: &PeerId) -> bool {
+        let known = self.connected.get(peer);
+        known.is_some_and(|known| known.greeting.is_some())
+    }
+
+    /// Everybody who greeted, and whether multicast named them.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (PeerId, bool)> {
+        let greeted = self.connected.iter();
+        let greeted = greeted.filter(|(_, known)| known.greeting.is_some());
+        greeted.map(|(peer, known)| (*peer, known.by_mdns))
+    }
+
     pub(crate) fn has_room_for(&self, peer: &PeerId) -> bool {
         self.is_connected(peer) || self.connected.len() < MAX_MEMBERS
     }
@@ -313,13 +331,16 @@ impl Peer {
         Some(now.duration_since(asked_at))
     }
 
-    /// The newest connection's address first, then what multicast adds.
-    fn addresses(&self, port: u16, announced: &[SocketAddr]) -> Vec<SocketAddr> {
+    fn remotes(&self) -> Vec<SocketAddr> {
         let mut connections: Vec<_> = self.connections.values().collect();
         connections.sort_by_key(|connection| std::cmp::Reverse(connection.since));
-        let seen = connections
-            .into_iter()
-            .map(|connection| connection.remote.ip());
+        let remotes = connections.into_iter();
+        remotes.map(|connection| connection.remote).collect()
+    }
+
+    /// The newest connection's address first, then what multicast adds.
+    fn addresses(&self, port: u16, announced: &[SocketAddr]) -> Vec<SocketAddr> {
+        let seen = self.remotes().into_iter().map(|remote| remote.ip());
         let mut ips: Vec<IpAddr> = Vec::new();
         for ip in seen.chain(announced.iter().map(SocketAddr::ip)) {
             if !ips.contains(&ip) && ips.len() < MAX_ADDRESSES {

@@ -10,11 +10,13 @@ use libp2p::core::Transport;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::multiaddr::{Multiaddr, Protocol};
 use libp2p::request_response::{self, ProtocolSupport, cbor};
+use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{NetworkBehaviour, StreamProtocol, Swarm};
 use libp2p::{allow_block_list, quic};
 
 use crate::hello::{self, Hello};
 use crate::identity::Identity;
+use crate::kademlia::Kademlia;
 use crate::peers::MAX_MEMBERS;
 
 /// A peer from which nothing was heard for this long is gone; with [`KEEP_ALIVE`] before it, an
@@ -41,16 +43,18 @@ const MAX_CONNECTIONS_PER_PEER: u32 = 4;
 /// Connections that are no members' (yet): strangers until they are recognised, duplicates.
 const SPARE_CONNECTIONS: usize = 128;
 
-/// What this agent's libp2p does: greet, keep strangers out for a while, keep within bounds.
+/// What this agent's libp2p does: greet, ask and tell who is here, keep strangers out for a while,
+/// keep within bounds.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     limits: connection_limits::Behaviour,
     pub(crate) strangers: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
     pub(crate) hello: cbor::Behaviour<Hello, Hello>,
+    pub(crate) kademlia: Toggle<Kademlia>,
 }
 
 /// Must run inside a tokio runtime, which will run the connections' tasks.
-pub(crate) fn new(identity: &Identity) -> Swarm<Behaviour> {
+pub(crate) fn new(identity: &Identity, has_kademlia: bool) -> Swarm<Behaviour> {
     let keypair = identity.keypair();
     let transport = quic::tokio::Transport::new(transport_config(identity))
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
@@ -61,12 +65,9 @@ pub(crate) fn new(identity: &Identity) -> Swarm<Behaviour> {
         .with_notify_handler_buffer_size(NonZeroUsize::MIN)
         .with_per_connection_event_buffer_size(2)
         .with_max_negotiating_inbound_streams(4);
-    Swarm::new(
-        transport,
-        behaviour(),
-        keypair.public().to_peer_id(),
-        config,
-    )
+    let own = keypair.public().to_peer_id();
+    let kademlia = has_kademlia.then(|| Kademlia::new(own));
+    Swarm::new(transport, behaviour(kademlia), own, config)
 }
 
 fn transport_config(identity: &Identity) -> quic::Config {
@@ -81,7 +82,7 @@ fn transport_config(identity: &Identity) -> quic::Config {
     config
 }
 
-fn behaviour() -> Behaviour {
+fn behaviour(kademlia: Option<Kademlia>) -> Behaviour {
     let codec = cbor::codec::Codec::default()
         .set_request_size_maximum(hello::MAX_BYTES)
         .set_response_size_maximum(hello::MAX_BYTES);
@@ -93,6 +94,7 @@ fn behaviour() -> Behaviour {
         limits: connection_limits::Behaviour::new(limits()),
         strangers: allow_block_list::Behaviour::default(),
         hello: cbor::Behaviour::with_codec(codec, [protocol], config),
+        kademlia: kademlia.into(),
     }
 }
 

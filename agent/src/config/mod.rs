@@ -47,6 +47,8 @@ pub struct DiscoveryConfig {
     pub enabled: bool,
     /// Whether by multicast.
     pub mdns: bool,
+    /// Whether agents past multicast are found through those that know them.
+    pub kademlia: bool,
     /// The only network interfaces to use; none named means all.
     pub interfaces: Vec<String>,
     /// Agents to call where multicast does not reach: host and their `discovery.port`.
@@ -97,6 +99,7 @@ impl Default for Config {
             discovery: DiscoveryConfig {
                 enabled: true,
                 mdns: true,
+                kademlia: true,
                 interfaces: Vec::new(),
                 static_peers: Vec::new(),
                 port: 0,
@@ -188,6 +191,7 @@ impl Config {
         vec![
             ("discovery.enabled", discovery.enabled.to_string()),
             ("discovery.mdns", discovery.mdns.to_string()),
+            ("discovery.kademlia", discovery.kademlia.to_string()),
             ("discovery.interfaces", quoted_list(&discovery.interfaces)),
             (
                 "discovery.static_peers",
@@ -233,6 +237,7 @@ impl DiscoveryConfig {
         Ok(Self {
             enabled: document.boolean("discovery.enabled", self.enabled)?,
             mdns: document.boolean("discovery.mdns", self.mdns)?,
+            kademlia: document.boolean("discovery.kademlia", self.kademlia)?,
             interfaces: document.list("discovery.interfaces", self.interfaces, interface)?,
             static_peers: document.list("discovery.static_peers", self.static_peers, str::parse)?,
             port: document.number("discovery.port", self.port, 0..=u16::MAX)?,

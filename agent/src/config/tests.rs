@@ -27,6 +27,7 @@ fn what_is_in_force_is_itself_a_configuration_that_says_the_same() {
         [discovery]
         enabled = false
         mdns = false
+        kademlia = false
         interfaces = ["eth0", "br-lan"]
         static_peers = ["a.example:4001", "[2001:db8::7]:4001"]
         port = 0xfa1

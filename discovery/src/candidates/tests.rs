@@ -285,7 +285,7 @@ fn a_flood_of_names_stays_within_the_bounds() {
         let of_one = candidates
             .known
             .values()
-            .filter(|k| k.source == host(source));
+            .filter(|k| k.source == Source::Link(host(source)));
         assert!(of_one.count() <= MAX_OF_SOURCE);
     }
     assert_eq!(candidates.known.len(), MAX_CANDIDATES);
@@ -346,4 +346,129 @@ fn invented_peers_cost_a_bounded_number_of_dials() {
     }
     let most = 1024 + 60_000 / 31 + 1;
     assert!((1024..=most).contains(&dialled), "{dialled}");
+}
+
+fn told(peer: PeerId, port: u16) -> [(PeerId, Vec<SocketAddr>); 1] {
+    [(peer, at(port))]
+}
+
+#[test]
+fn one_that_members_told_of_is_dialled_a_few_times_and_then_forgotten_until_told_again() {
+    let start = Instant::now();
+    let mut candidates = of(peer(1), start);
+    let mut dialled = 0;
+    for ms in 0..120_000 {
+        let now = start + Duration::from_millis(ms);
+        if ms == 0 || ms == 100_000 {
+            candidates.handle_told(now, peer(7), told(peer(2), 1));
+        }
+        for (peer, addresses) in candidates.take_due(now, 9) {
+            assert_eq!(addresses, at(1));
+            candidates.handle_failed(now, peer, &[], scrambled(ms));
+            dialled += 1;
+        }
+        candidates.forget_expired(now);
+        if ms == 60_000 {
+            assert_eq!(dialled, TOLD_ATTEMPTS);
+            assert!(candidates.known.is_empty());
+        }
+    }
+    assert_eq!(dialled, 2 * TOLD_ATTEMPTS);
+}
+
+#[test]
+fn one_that_members_told_of_is_dialled_again_when_it_is_lost_after_long() {
+    let now = Instant::now();
+    let mut candidates = of(peer(1), now);
+    candidates.handle_told(now, peer(7), told(peer(2), 1));
+    assert_eq!(candidates.take_due(now, 9).len(), 1);
+    candidates.handle_connected(now, peer(2), at(1)[0]);
+    assert!(candidates.is_told_of(&peer(2)));
+    let later = now + TOLD_FOR * 9;
+    candidates.handle_greeted(later, peer(2));
+    candidates.forget_expired(later);
+    candidates.handle_lost(later, peer(2), 0);
+    assert_eq!(candidates.take_due(later + REDIAL.min, 9).len(), 1);
+}
+
+#[test]
+fn what_members_tell_takes_nothing_away_of_what_multicast_says() {
+    let now = Instant::now();
+    let mut candidates = of(peer(1), now);
+    candidates.handle_here(now, announced(now, peer(2), 1), &[]);
+    for port in 100..120 {
+        candidates.handle_told(now, peer(7), told(peer(2), port));
+    }
+    assert_eq!(candidates.addresses(&peer(2)), at(1));
+    assert!(!candidates.is_told_of(&peer(2)));
+    let (_, dialled) = candidates.take_due(now, 9).remove(0);
+    assert_eq!((dialled[0], dialled.len()), (at(1)[0], 8));
+    // Nor does it come true by being told before it is announced.
+    candidates.handle_told(now, peer(7), told(peer(3), 100));
+    candidates.handle_here(now, announced(now, peer(3), 1), &[]);
+    assert_eq!(candidates.addresses(&peer(3)), at(1));
+}
+
+#[test]
+fn a_member_is_asked_for_more_when_those_it_told_of_were_dialled() {
+    let now = Instant::now();
+    let mut candidates = of(peer(0), now);
+    let twenty = (1..=20).map(|n| (invented(n), at(n)));
+    candidates.handle_told(now, peer(7), twenty);
+    assert!(!candidates.may_tell_more(now, &peer(7)));
+    assert!(candidates.may_tell_more(now, &peer(8)));
+    for round in 0..2 {
+        let due = candidates.take_due(now, 32);
+        assert_eq!(due.len(), MAX_DIALS_OF_SOURCE);
+        for (dialled, addresses) in due {
+            candidates.handle_connected(now, dialled, addresses[0]);
+        }
+        assert_eq!(candidates.may_tell_more(now, &peer(7)), round == 1);
+    }
+}
+
+/// Members that keep inventing, as fast as they are asked, beside one that names real peers.
+#[test]
+fn peers_that_members_invent_do_not_keep_real_ones_waiting() {
+    let start = Instant::now();
+    let (liars, honest) = ([peer(0xf1), peer(0xf2), peer(0xf3)], peer(0xf4));
+    let mut candidates = of(peer(0), start);
+    let mut under_way = std::collections::VecDeque::new();
+    let (mut named, mut waited, mut dialled) = (0, None, 0);
+    for ms in 0..60_000 {
+        let now = start + Duration::from_millis(ms);
+        for liar in liars {
+            if candidates.may_tell_more(now, &liar) {
+                let twenty = (named..named + 20).map(|n| (invented(n), at(n.max(1))));
+                candidates.handle_told(now, liar, twenty);
+                named += 20;
+            }
+        }
+        if ms == 20_000 {
+            // A liar names the real one, too, to have it charged to itself.
+            candidates.handle_told(now, liars[0], told(peer(0xff), 1));
+            candidates.handle_told(now, honest, told(peer(0xff), 1));
+        }
+        while under_way.front().is_some_and(|(until, _)| *until <= now) {
+            let (_, peer) = under_way.pop_front().expect("the front");
+            candidates.handle_failed(now, peer, &[], scrambled(ms));
+        }
+        for (dial, _) in candidates.take_due(now, 32 - under_way.len()) {
+            dialled += 1;
+            if dial == peer(0xff) {
+                waited = waited.or(Some(ms - 20_000));
+            }
+            under_way.push_back((now + Duration::from_secs(3), dial));
+        }
+        let of_one = candidates
+            .known
+            .values()
+            .filter(|k| k.source == Source::Member(liars[1]));
+        assert!(of_one.count() <= MAX_OF_SOURCE);
+        candidates.forget_expired(now);
+    }
+    assert!(waited.is_some_and(|ms| ms < 1_000), "{waited:?} ms");
+    // Three sources with eight dials of three seconds each.
+    assert!(dialled <= 60 / 3 * 24 + 24, "{dialled}");
+    println!("{named} invented peers were named in a minute, {dialled} dials made");
 }

@@ -6,6 +6,7 @@
 mod namespace;
 mod probe;
 mod sniffer;
+mod subnets;
 
 use std::time::{Duration, Instant};
 

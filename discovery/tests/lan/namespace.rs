@@ -4,6 +4,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+/// The last part of a router's addresses.
+const ROUTER: u8 = 254;
 const INSIDE: &str = "BRANCHLINE_DISCOVERY_TEST_INSIDE";
 
 /// Runs `body` in fresh user, network, mount and process namespaces by running this test anew in
@@ -115,6 +117,29 @@ impl Lan {
         // nodad: without a second of waiting until the address may be used.
         let nodad = if self.ipv6_only { " nodad" } else { "" };
         host.ip(&format!("addr add {address} dev {inside}{nodad}"));
+    }
+
+    /// A machine that stands in several LANs as number 254 and forwards between them, unicast only.
+    pub(crate) fn router(lans: &[&Self]) -> Host {
+        let router = Host::new(ROUTER);
+        router.ip("link set lo up");
+        router.sysctl("net/ipv4/ip_forward", "1");
+        lans.iter().for_each(|lan| lan.attach(&router, ROUTER));
+        router
+    }
+
+    /// A new machine on this LAN that reaches the others through the router.
+    pub(crate) fn routed_host(&self, number: u8) -> Host {
+        let host = self.host(number);
+        host.ip(&format!(
+            "route add default via 10.{}.0.{ROUTER}",
+            self.number
+        ));
+        host
+    }
+
+    pub(crate) fn router_mac(&self) -> String {
+        self.mac(ROUTER)
     }
 
     pub(crate) fn unplug(&self, number: u8) {

@@ -269,6 +269,20 @@ impl Foreign {
         Self { process }
     }
 
+    /// A member that names invented peers, and dials these agents.
+    pub(crate) fn liar(host: &Host, invented: u32, dials: &[String]) -> Self {
+        let mut command = host.command(&example("lying-member"));
+        command.arg(invented.to_string()).args(dials);
+        let process = Process::spawn(command);
+        process.find("the liar is ready", |lines| lines.first().map(drop));
+        Self { process }
+    }
+
+    pub(crate) fn peer_id(&self) -> String {
+        let lines = self.process.lines();
+        lines[0]["peer_id"].as_str().expect("a peer id").to_owned()
+    }
+
     pub(crate) fn wait_for_event(&mut self, event: &str) {
         self.process.find(event, |lines| {
             lines.iter().any(|l| l["event"] == event).then_some(())

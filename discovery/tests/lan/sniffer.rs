@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -11,6 +12,9 @@ use crate::namespace::Host;
 
 /// ETH_P_ALL in network byte order, as packet sockets want it (packet(7)).
 const ALL_PROTOCOLS: i32 = 0x0003_u16.to_be() as i32;
+
+/// Between looks at what was heard.
+const LOOK: Duration = Duration::from_millis(100);
 
 type HardwareAddress = [u8; 6];
 
@@ -61,15 +65,41 @@ impl Sniffer {
 
     /// Multicast frames, broadcast (ARP) not among them, heard from a hardware address.
     pub(crate) fn multicasts_from(&self, mac: &str) -> usize {
+        self.count_from(mac, |to| to[0] & 1 == 1 && *to != [0xff; 6])
+    }
+
+    /// Frames to one machine heard from a hardware address.
+    pub(crate) fn unicasts_from(&self, mac: &str) -> usize {
+        self.count_from(mac, |to| to[0] & 1 == 0)
+    }
+
+    /// Waits until nothing but multicast was heard from a hardware address for `quiet`. Returns when it began.
+    pub(crate) fn quiet_from(&self, mac: &str, quiet: Duration, within: Duration) -> Instant {
+        let deadline = Instant::now() + within;
+        let (mut heard, mut since) = (self.unicasts_from(mac), Instant::now());
+        while since.elapsed() < quiet {
+            assert!(
+                Instant::now() < deadline,
+                "{mac} is not quiet for {quiet:?}"
+            );
+            std::thread::sleep(LOOK);
+            let now = self.unicasts_from(mac);
+            if now != heard {
+                (heard, since) = (now, Instant::now());
+            }
+        }
+        since
+    }
+
+    fn count_from(&self, mac: &str, is_counted: impl Fn(&HardwareAddress) -> bool) -> usize {
         let bytes = mac
             .split(':')
             .map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal"));
         let source: Vec<u8> = bytes.collect();
         let frames = self.frames.lock().expect("no panic elsewhere");
-        let is_multicast = |to: &HardwareAddress| to[0] & 1 == 1 && *to != [0xff; 6];
         frames
             .iter()
-            .filter(|(to, from)| is_multicast(to) && from[..] == source[..])
+            .filter(|(to, from)| is_counted(to) && from[..] == source[..])
             .count()
     }
 }
