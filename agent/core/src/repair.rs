@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use branchline_hashing::{SegmentHash, SegmentIndex};
+use branchline_hashing::{FixedSegments, SegmentHash, SegmentIndex};
 
 use crate::planner::{OriginPace, wait_for_others};
 use crate::{PeerId, SegmentSet};
@@ -67,7 +67,7 @@ const PARTS: u64 = 8;
 /// How long to wait before the origin is asked again: each member another time, so that one repairs and
 /// the others learn from it what is right; at most as long as others may bring nothing.
 pub fn turn(seed: u64, pace: OriginPace, file_bytes: u64) -> Duration {
-    let most = wait_for_others(pace, file_bytes);
+    let most = wait_for_others(pace, file_bytes, FixedSegments::LENGTH);
     let part = u32::try_from(seed % 1000).unwrap_or(0);
     most * part / 1000
 }

@@ -17,8 +17,12 @@ pub(super) const REQUEST_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Open {
     set: SegmentSet,
+    /// Not to be asked of peers yet, whether open or not.
+    held_back: SegmentSet,
+    /// Open, and not held back.
+    askable: SegmentSet,
     blocks: Blocks,
-    /// How many of each block.
+    /// How many of each block may be asked for.
     of_block: Vec<u32>,
 }
 
@@ -27,13 +31,15 @@ impl Open {
         let ranges = (0..blocks.count()).filter_map(|at| segments_of(blocks, at));
         let of_block = ranges.map(|range| set.count_in(range)).collect();
         Self {
+            held_back: SegmentSet::empty(set.size()),
+            askable: set.clone(),
             set,
             blocks,
             of_block,
         }
     }
 
-    /// How many of each block.
+    /// How many of each block may be asked for.
     pub(super) fn of_blocks(&self) -> &[u32] {
         &self.of_block
     }
@@ -48,14 +54,46 @@ impl Open {
 
     pub(super) fn insert(&mut self, index: SegmentIndex) -> bool {
         let new = self.set.insert(index);
-        if new {
-            self.of_block[self.blocks.of_segment(index).0 as usize] += 1;
+        if new && !self.held_back.contains(index) {
+            self.allow(index);
         }
         new
     }
 
     pub(super) fn remove(&mut self, index: SegmentIndex) {
-        if self.set.remove(index) {
+        self.set.remove(index);
+        self.forbid(index);
+    }
+
+    /// It is not to be asked of peers yet.
+    pub(super) fn hold_back(&mut self, index: SegmentIndex) {
+        self.held_back.insert(index);
+        self.forbid(index);
+    }
+
+    /// It may be asked of peers; whether that is new, and it is open.
+    pub(super) fn release(&mut self, index: SegmentIndex) -> bool {
+        let new = self.held_back.remove(index) && self.set.contains(index);
+        if new {
+            self.allow(index);
+        }
+        new
+    }
+
+    /// What is held back of a set.
+    pub(super) fn held_back_of(&self, of: &SegmentSet) -> Vec<SegmentIndex> {
+        let held_back = self.held_back.iter();
+        held_back.filter(|index| of.contains(*index)).collect()
+    }
+
+    fn allow(&mut self, index: SegmentIndex) {
+        if self.askable.insert(index) {
+            self.of_block[self.blocks.of_segment(index).0 as usize] += 1;
+        }
+    }
+
+    fn forbid(&mut self, index: SegmentIndex) {
+        if self.askable.remove(index) {
             self.of_block[self.blocks.of_segment(index).0 as usize] -= 1;
         }
     }
@@ -125,7 +163,7 @@ pub(super) fn choose(
 ) -> Option<SegmentRange> {
     let most_bytes = most_bytes.min(REQUEST_BYTES);
     if availability.full == peers {
-        return first_range(&open.set, have, lengths, most_bytes);
+        return first_range(&open.askable, have, lengths, most_bytes);
     }
     let count = open.blocks.count();
     let turn = rng.random_range(0..count.max(1));
@@ -141,7 +179,7 @@ pub(super) fn choose(
         if best.as_ref().is_some_and(|(least, _, _)| level >= *least) {
             continue;
         }
-        if let Some(first) = any_also_in_range(&open.set, have, range, rng) {
+        if let Some(first) = any_also_in_range(&open.askable, have, range, rng) {
             best = Some((level, first, range));
             if level <= 1 {
                 break;
@@ -150,9 +188,9 @@ pub(super) fn choose(
     }
     let (level, first, range) = best?;
     if level >= peers {
-        return first_range(&open.set, have, lengths, most_bytes);
+        return first_range(&open.askable, have, lengths, most_bytes);
     }
-    range_from(&open.set, have, lengths, first, range.end(), most_bytes)
+    range_from(&open.askable, have, lengths, first, range.end(), most_bytes)
 }
 
 /// The first run of segments that are in both sets, of about so many bytes.

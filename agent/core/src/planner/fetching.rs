@@ -19,6 +19,10 @@ const MOST_OWN_BLOCKS: u64 = 4;
 /// Runs by own right at the first moment of impatience, when others may yet bring what they lease.
 const FIRST_OWN_RUNS: usize = 2;
 
+/// So many members begin at the first moment of impatience, two runs each: as many as a steward lets fetch at once. More
+/// would get so little each that nobody has a segment to give before all have lost patience.
+const MOST_BEGIN: usize = 4;
+
 /// A turn of those that have lost patience: the origin's round trip, a block and a have-update take less than a
 /// quarter of the wait, and in a branch of a hundred the last one begins 1.75 waits later.
 const TURNS_IN_A_WAIT: u32 = 4;
@@ -162,7 +166,7 @@ impl Planner {
         let swarm = self.neighbours.as_ref().map_or(1, Neighbours::swarm_size);
         let missing = self.blocks.count() - self.held.len();
         let draw = self.rng.random_range(0..swarm.max(1));
-        let mut begin = (missing as usize / 2).max(1);
+        let mut begin = (missing as usize / 2).clamp(1, MOST_BEGIN);
         let mut turn = self.patience.until().max(now);
         while begin <= draw {
             begin *= 2;

@@ -20,6 +20,7 @@
 mod action;
 mod choice;
 mod fetching;
+mod fresh;
 mod neighbours;
 mod origin;
 mod patience;
@@ -39,9 +40,11 @@ use rand::rngs::Xoshiro256PlusPlus;
 use crate::swarm::{BlockIndex, BlockRange, BlockSet, Blocks, Enrolment, News};
 use crate::{Deadline, PeerId, SegmentRange, SegmentSet};
 use choice::Open;
+use fresh::Fresh;
 use neighbours::Neighbours;
 use origin::{OriginPlan, Right};
-use patience::Patience;
+use patience::{Patience, sending_time};
+use peer::Silence;
 use peers::Peers;
 
 pub use action::{Action, Arrival, JoinFailure, OriginAccess, RunFailure, Source, Waiting};
@@ -77,6 +80,7 @@ pub struct Planner {
     done: SegmentSet,
     /// Neither done nor in flight anywhere.
     open: Open,
+    fresh: Fresh,
     peers: Peers,
     neighbours: Option<Neighbours>,
     enrolment: Option<Enrolment>,
@@ -120,7 +124,13 @@ impl Planner {
         assert_eq!(lengths.len(), done.size() as usize, "a set of this content");
         let bytes = lengths.iter().map(|length| u64::from(*length)).sum();
         let blocks = Blocks::of(done.size(), bytes);
-        let patience = Patience::new(now, pace, bytes);
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let patience = Patience::new(now, pace, bytes, longest);
+        let sending = sending_time(pace, bytes, longest);
+        let silence = Silence {
+            first_answer: FIRST_ANSWER.min(patience.wait()) + sending,
+            stall: PEER_STALL + sending,
+        };
         let answer_patience = answer_patience(pace, bytes);
         let held = blocks.held_of(&done);
         let open = Open::new(blocks, done.complement());
@@ -130,7 +140,8 @@ impl Planner {
             lengths,
             bytes,
             blocks,
-            peers: Peers::new(blocks, FIRST_ANSWER.min(patience.wait())),
+            peers: Peers::new(blocks, silence),
+            fresh: Fresh::new(done.size()),
             open,
             done,
             neighbours: None,
@@ -192,6 +203,7 @@ impl Planner {
             && self.actions.is_empty()
             && self.origin.access() == OriginAccess::Closed
             && !asking
+            && self.fresh.next_due().is_none()
             && !hopes
             && self.peers.is_idle()
     }
@@ -233,6 +245,10 @@ impl Planner {
             later(
                 self.own_turn.filter(|_| !self.is_alone()),
                 "its turn among those that waited too long",
+            ),
+            later(
+                self.fresh.next_due(),
+                "a second neighbour that holds what one has fetched",
             ),
             later(self.origin.next_stall(), "the origin"),
             self.peers.next_deadline(),
@@ -308,6 +324,7 @@ impl Planner {
         }
         let freed = self.peers.remove_for_rejoin(peer);
         self.reopen(freed);
+        self.hear_all(&have);
         if self.peers.join(now, peer, have) {
             self.take_from_origin(now, peer);
         } else {
@@ -327,6 +344,7 @@ impl Planner {
 
     /// A peer holds `have` by now.
     pub fn handle_have(&mut self, now: Instant, peer: PeerId, have: SegmentSet) {
+        self.hear_all(&have);
         if self.peers.update_have(peer, have) {
             self.take_from_origin(now, peer);
         }
@@ -340,6 +358,8 @@ impl Planner {
         peer: PeerId,
         more: impl IntoIterator<Item = SegmentRange>,
     ) {
+        let more: Vec<SegmentRange> = more.into_iter().collect();
+        self.hear_of_more(now, peer, &more);
         if self.peers.extend_have(peer, more) {
             self.take_from_origin(now, peer);
         }
@@ -478,6 +498,7 @@ impl Planner {
         if !self.is_finished() {
             self.plan_neighbours(now);
             self.peers.wake(now);
+            self.release_due(now);
             self.shed_to_origin(now);
             while let Some((peer, range)) =
                 self.peers

@@ -17,6 +17,9 @@ const WAIT: std::ops::RangeInclusive<Duration> =
 const ANSWER: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_millis(900);
 
+/// The runs that a steward lets be fetched at once, which share the line.
+const RUNS_AT_ONCE: u64 = 8;
+
 /// Slower than this no progress counts, even before the origin was measured: a tenth of the
 /// slowest line that offices still have (1 Mbit/s).
 const SLOWEST_BYTES_PER_SEC: u64 = 12_500;
@@ -30,9 +33,10 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// Of a transfer of `bytes` in all. The first bytes also need the origin's round trips.
-    pub(super) fn new(now: Instant, pace: OriginPace, bytes: u64) -> Self {
-        let wait = wait_for_others(pace, bytes);
+    /// Of a transfer of `bytes` in all, in segments of up to `longest`. The first bytes also need the origin's round
+    /// trips.
+    pub(super) fn new(now: Instant, pace: OriginPace, bytes: u64, longest: u32) -> Self {
+        let wait = wait_for_others(pace, bytes, longest);
         Self {
             wait,
             until: now + wait + pace.round_trip,
@@ -74,7 +78,17 @@ pub(crate) fn answer_patience(pace: OriginPace, bytes: u64) -> Duration {
 }
 
 /// How long others may bring nothing: a share of what the origin would need for `bytes`, after its
-/// round trip, which others need, too.
-pub(crate) fn wait_for_others(pace: OriginPace, bytes: u64) -> Duration {
-    (pace.time_for(bytes) / SHARE).clamp(*WAIT.start(), *WAIT.end()) + pace.round_trip
+/// round trip, which others need, too. Where segments are so `long` that the first of those that are fetched at once
+/// comes later than the upper bound, until then.
+pub(crate) fn wait_for_others(pace: OriginPace, bytes: u64, longest: u32) -> Duration {
+    let first = pace.time_for(u64::from(longest) * RUNS_AT_ONCE);
+    let most = first.max(*WAIT.end());
+    (pace.time_for(bytes) / SHARE).clamp(*WAIT.start(), most) + pace.round_trip
+}
+
+/// How long a peer that begins to send may need for a segment: as long as the origin alone would, but no more than a share
+/// of what that would need for the whole.
+pub(super) fn sending_time(pace: OriginPace, bytes: u64, longest: u32) -> Duration {
+    let segment = pace.time_for(longest.into());
+    segment.min(pace.time_for(bytes) / SHARE)
 }

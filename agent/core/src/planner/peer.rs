@@ -20,6 +20,9 @@ const WINDOW_TIME_MS: u64 = 300;
 /// same block soon have different parts of it to give each other; the upper bounds what is lost with a peer.
 const WINDOW_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(48 << 20);
 
+/// Peers that send at this rate or more are alike fast: two thirds of a LAN of 100 Mbit/s.
+const FAST_BYTES_PER_SEC: u64 = 8_000_000;
+
 /// A rate is measured over at least so long.
 const RATE_WINDOW: Duration = Duration::from_millis(100);
 
@@ -53,9 +56,13 @@ pub(super) struct Peer {
     /// Segments asked for and not yet come, with their lengths in bytes.
     pub(super) owed: BTreeMap<SegmentIndex, u32>,
     pub(super) owed_bytes: u64,
+    /// All it has delivered.
+    pub(super) given_bytes: u64,
     pub(super) rate: Rate,
     /// The last time it delivered, or began to owe.
     pub(super) progress: Instant,
+    /// The last time it delivered something that it owed, or began to owe: what it was told not to send may still come.
+    pub(super) settled: Instant,
     pub(super) stalls: u32,
     pub(super) last_stall: Option<Instant>,
     /// Times it was busy since it last delivered.
@@ -70,6 +77,15 @@ pub(super) struct Peer {
     pub(super) rests_until: Option<Instant>,
     /// Nothing that is open is held by it: not to be asked before one of the two changes.
     pub(super) exhausted: bool,
+}
+
+/// How long a peer may owe segments and deliver none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Silence {
+    /// One that has not delivered anything yet.
+    pub(super) first_answer: Duration,
+    /// One that has.
+    pub(super) stall: Duration,
 }
 
 /// Bytes per second, measured over windows of [`RATE_WINDOW`] and smoothed.
@@ -93,6 +109,14 @@ impl Rate {
     pub(super) fn restart(&mut self, now: Instant) {
         self.since = now;
         self.bytes = 0;
+    }
+
+    /// 0 where it is not measured or above [`FAST_BYTES_PER_SEC`], one more for each time it is four times slower.
+    pub(super) fn slowness(&self) -> u32 {
+        let rate = self.bytes_per_sec.unwrap_or(FAST_BYTES_PER_SEC);
+        (FAST_BYTES_PER_SEC / rate.max(1))
+            .checked_ilog(4)
+            .unwrap_or(0)
     }
 
     pub(super) fn count(&mut self, now: Instant, bytes: u32) {
@@ -158,12 +182,12 @@ impl Peer {
     }
 
     /// When it has stalled, if it owes anything.
-    pub(super) fn patience_ends(&self, first_answer: Duration) -> Instant {
+    pub(super) fn patience_ends(&self, silence: Silence) -> Instant {
         self.progress
             + if self.delivered {
-                PEER_STALL
+                silence.stall
             } else {
-                first_answer
+                silence.first_answer
             }
     }
 
@@ -175,19 +199,20 @@ impl Peer {
         !self.exhausted && !self.rests(now) && self.owed_bytes < self.window_bytes()
     }
 
-    /// How long it will need for what it owes; of a peer not measured yet, how long it has kept
-    /// us waiting.
+    /// How long it will need for what it owes, by its rate and by how long it has kept us waiting.
     pub(super) fn time_to_finish(&self, now: Instant) -> Duration {
-        match self.rate.bytes_per_sec {
-            Some(rate) => Duration::from_millis(self.owed_bytes.saturating_mul(1000) / rate.max(1)),
-            None => now.saturating_duration_since(self.progress),
-        }
+        let waited = now.saturating_duration_since(self.settled);
+        self.rate.bytes_per_sec.map_or(waited, |rate| {
+            let millis = self.owed_bytes.saturating_mul(1000) / rate.max(1);
+            waited.max(Duration::from_millis(millis))
+        })
     }
 
     /// Whether it did not owe it before.
     pub(super) fn owe(&mut self, now: Instant, index: SegmentIndex, length: u32) -> bool {
         if self.owed.is_empty() {
             self.progress = now;
+            self.settled = now;
             self.rate.restart(now);
         }
         let new = self.owed.insert(index, length).is_none();
@@ -202,11 +227,17 @@ impl Peer {
         length.is_some()
     }
 
-    /// Forgives the last segments it owes, until it owes no more than so many bytes, but one segment at least.
-    pub(super) fn forgive_last(&mut self, most_bytes: u64) -> Vec<SegmentIndex> {
+    /// Whether the last of what it owes lies beyond its window. Asking for that, while there was room, is not
+    /// enough: it would be asked for the same again at once.
+    pub(super) fn owes_beyond_window(&self) -> bool {
+        let last = self.owed.last_key_value();
+        last.is_some_and(|(_, length)| self.owed_bytes - u64::from(*length) >= self.window_bytes())
+    }
+
+    /// Forgives the last segments it owes, as long as those lie beyond its window.
+    pub(super) fn forgive_last(&mut self) -> Vec<SegmentIndex> {
         let mut forgiven = Vec::new();
-        while self.owed_bytes > most_bytes
-            && self.owed.len() > 1
+        while self.owes_beyond_window()
             && let Some((index, length)) = self.owed.pop_last()
         {
             self.owed_bytes -= u64::from(length);

@@ -1,6 +1,5 @@
 //! The peers of one transfer: what each holds, owes and delivers.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use branchline_hashing::SegmentIndex;
 use rand::rngs::Xoshiro256PlusPlus;
 
 use super::choice::{Availability, Open, REQUEST_BYTES, choose, first_range};
-use super::peer::{ABSENTS_ALLOWED, Peer, Rate};
+use super::peer::{ABSENTS_ALLOWED, Peer, Rate, Silence};
 use super::{PEER_STALL, STALLS_ALLOWED, Source};
 use crate::swarm::Blocks;
 use crate::{Deadline, PeerId, SegmentRange, SegmentSet};
@@ -38,8 +37,8 @@ pub(super) struct Peers {
     /// How many peers owe each segment.
     owed_by: Vec<u8>,
     availability: Availability,
-    /// How long one that has not delivered yet may owe.
-    first_answer: Duration,
+    /// How long one may owe and deliver nothing.
+    silence: Silence,
     /// What those that are worth waiting for hold, as it was then.
     held: Option<(Instant, SegmentSet)>,
 }
@@ -49,14 +48,14 @@ pub(super) struct Peers {
 const HELD_LASTS: Duration = Duration::from_millis(50);
 
 impl Peers {
-    pub(super) fn new(blocks: Blocks, first_answer: Duration) -> Self {
+    pub(super) fn new(blocks: Blocks, silence: Silence) -> Self {
         Self {
             peers: BTreeMap::new(),
             dropped: BTreeSet::new(),
             vain_visits: BTreeMap::new(),
             owed_by: vec![0; blocks.segments() as usize],
             availability: Availability::new(blocks),
-            first_answer,
+            silence,
             held: None,
         }
     }
@@ -72,8 +71,10 @@ impl Peers {
             have,
             owed: BTreeMap::new(),
             owed_bytes: 0,
+            given_bytes: 0,
             rate: Rate::new(now),
             progress: now,
+            settled: now,
             stalls: 0,
             last_stall: None,
             refusals: 0,
@@ -152,6 +153,25 @@ impl Peers {
         }
     }
 
+    /// A segment may be asked for now: of whoever holds it.
+    pub(super) fn released(&mut self, index: SegmentIndex) {
+        for peer in self.peers.values_mut() {
+            peer.exhausted &= !peer.have.contains(index);
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// How long a peer needs to send so much at its measured rate; nothing before it is measured.
+    pub(super) fn time_for(&self, id: PeerId, bytes: u32) -> Duration {
+        let rate = self.peers.get(&id).and_then(|peer| peer.rate.bytes_per_sec);
+        rate.map_or(Duration::ZERO, |rate| {
+            Duration::from_micros(u64::from(bytes) * 1_000_000 / rate.max(1))
+        })
+    }
+
     pub(super) fn holds(&self, id: PeerId, index: SegmentIndex) -> bool {
         self.peers
             .get(&id)
@@ -189,6 +209,7 @@ impl Peers {
     pub(super) fn excuse(&mut self, now: Instant) {
         for peer in self.peers.values_mut() {
             peer.progress = now;
+            peer.settled = now;
         }
     }
 
@@ -198,8 +219,10 @@ impl Peers {
         };
         if peer.settle(index) {
             disown(&mut self.owed_by, index);
+            peer.settled = now;
         }
         peer.progress = now;
+        peer.given_bytes += u64::from(length);
         peer.delivered(now);
         peer.rate.count(now, length);
     }
@@ -288,8 +311,7 @@ impl Peers {
     }
 
     pub(super) fn stalled(&self, now: Instant) -> Vec<PeerId> {
-        let late =
-            |peer: &Peer| !peer.owed.is_empty() && now >= peer.patience_ends(self.first_answer);
+        let late = |peer: &Peer| !peer.owed.is_empty() && now >= peer.patience_ends(self.silence);
         self.peers
             .iter()
             .filter(|(_, peer)| late(peer))
@@ -318,7 +340,7 @@ impl Peers {
     pub(super) fn next_deadline(&self) -> Option<Deadline> {
         let stall = |peer: &Peer| {
             (!peer.owed.is_empty()).then(|| Deadline {
-                at: peer.patience_ends(self.first_answer),
+                at: peer.patience_ends(self.silence),
                 waiting_for: "a peer that owes segments",
             })
         };
@@ -352,11 +374,8 @@ impl Peers {
         loop {
             let able = self.peers.iter_mut().filter(|(_, p)| p.has_room(now));
             let (id, peer) = able.min_by_key(|(id, peer)| {
-                (
-                    Reverse(peer.rate.bytes_per_sec.unwrap_or(u64::MAX)),
-                    peer.owed_bytes,
-                    **id,
-                )
+                let asked = peer.given_bytes + peer.owed_bytes;
+                (peer.rate.slowness(), asked, **id)
             })?;
             let most = peer.window_bytes().saturating_sub(peer.owed_bytes);
             match choose(
@@ -457,14 +476,14 @@ impl Peers {
         };
         let owes_much = |peer: &Peer| {
             peer.owed_bytes > peer.window_bytes() * WINDOWS_OWED
-                || (peer.owed_bytes > peer.window_bytes() && peer.time_to_finish(now) > longest)
+                || (peer.owes_beyond_window() && peer.time_to_finish(now) > longest)
         };
         let mut shed = Vec::new();
         for (id, peer) in &mut self.peers {
             if !slow(peer) || !owes_much(peer) {
                 continue;
             }
-            let freed = peer.forgive_last(peer.window_bytes());
+            let freed = peer.forgive_last();
             freed
                 .iter()
                 .for_each(|index| disown(&mut self.owed_by, *index));

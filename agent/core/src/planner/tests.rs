@@ -2,6 +2,7 @@
 
 mod branch;
 mod hostile;
+mod spreading;
 
 use super::*;
 use crate::swarm::{Answer, Grant, SwarmPeer};
@@ -208,9 +209,10 @@ fn a_peer_that_never_sent_anything_has_less_time_than_one_that_did() {
     let mut planner = new_planner(now, 2000, OriginAccess::Closed);
     planner.handle_joined(now, peer(1), SegmentSet::full(2000));
     let until = |planner: &Planner| planner.next_deadline().expect("a deadline").at;
-    assert_eq!(until(&planner), now + FIRST_ANSWER);
+    let sending = OriginPace::default().time_for(SEGMENT_BYTES.into());
+    assert_eq!(until(&planner), now + FIRST_ANSWER + sending);
     planner.handle_stored(now, Source::Peer(peer(1)), SegmentIndex(0));
-    assert_eq!(until(&planner), now + PEER_STALL);
+    assert_eq!(until(&planner), now + PEER_STALL + sending);
 }
 
 #[test]
@@ -575,7 +577,8 @@ fn of_many_that_lose_patience_for_the_same_block_few_begin_and_none_waits_long()
     let first = waits[0];
     let at_once = waits.iter().filter(|wait| **wait == first).count();
     assert!(at_once <= 6, "{at_once} of 64 ask at the same moment");
-    let wait = wait_for_others(OriginPace::default(), 2000 * u64::from(SEGMENT_BYTES));
+    let bytes = 2000 * u64::from(SEGMENT_BYTES);
+    let wait = wait_for_others(OriginPace::default(), bytes, SEGMENT_BYTES);
     let last = waits[63];
     assert!(last <= first + 2 * wait, "{first:?} and {last:?}");
 }

@@ -213,6 +213,13 @@ impl BlockSet {
         self.0.iter().map(|index| BlockIndex(index.0))
     }
 
+    /// The first member that is not before `from`.
+    pub fn first_from(&self, from: BlockIndex) -> Option<BlockIndex> {
+        let rest = SegmentRange::new(SegmentIndex(from.0), self.size().checked_sub(from.0)?)?;
+        let first = self.0.first_also_in_range(&self.0, rest)?;
+        Some(BlockIndex(first.0))
+    }
+
     /// The members as the fewest ranges, in order.
     pub fn ranges(&self) -> impl Iterator<Item = BlockRange> + '_ {
         self.0.ranges().map(BlockRange)

@@ -133,7 +133,7 @@ impl ManifestPlan {
             } else {
                 Origin::Closed
             },
-            wait: wait_for_others(pace, content_bytes) + pace.time_for(manifest_bytes),
+            wait: wait_for_others(pace, content_bytes, 0) + pace.time_for(manifest_bytes),
             waits_until: None,
             ends_at: now,
             grace_until: now + JOIN_GRACE.min(patience),

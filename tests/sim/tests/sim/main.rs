@@ -32,7 +32,7 @@ fn all_seeds(scenario: impl Fn(u64) -> Scenario, most_wan: f64, most_time: f64) 
         assert!(run.wan_ratio() <= most_wan, "seed {seed}: {run:?}");
         assert!(run.makespan_ratio() <= most_time, "seed {seed}: {run:?}");
         assert!(run.control_ratio() <= 0.03, "seed {seed}: {run:?}");
-        assert!(run.largest_upload_ratio() <= 16.0, "seed {seed}: {run:?}");
+        assert!(run.largest_upload_ratio() <= 6.0, "seed {seed}: {run:?}");
     }
     runs
 }
@@ -122,7 +122,11 @@ fn slow_peers_hold_nobody_up() {
         slow_percent: 10,
         ..Troubles::default()
     };
-    all_seeds(|seed| branch(16, Joins::Together, troubles, seed), 1.4, 1.5);
+    all_seeds(
+        |seed| branch(16, Joins::Together, troubles, seed),
+        1.13,
+        1.11,
+    );
 }
 
 #[test]
@@ -131,7 +135,11 @@ fn liars_cost_little_and_nobody_believes_them() {
         lying_percent: 10,
         ..Troubles::default()
     };
-    all_seeds(|seed| branch(16, Joins::Together, troubles, seed), 1.4, 1.4);
+    let scenario = |seed| branch(16, Joins::Together, troubles, seed);
+    let runs = all_seeds(scenario, 1.25, 1.22);
+    // What a liar costs depends on whether it is one of those that fetch: the mean says more than the worst.
+    let mean = runs.iter().map(Figures::wan_ratio).sum::<f64>() / runs.len() as f64;
+    assert!(mean <= 1.085, "WAN {mean:.3} x the file in the mean");
 }
 
 #[test]
@@ -142,9 +150,39 @@ fn members_that_see_half_of_the_branch_at_first_fetch_little_twice() {
     };
     all_seeds(
         |seed| branch(16, Joins::Together, troubles, seed),
-        1.25,
-        1.3,
+        1.15,
+        1.13,
     );
+}
+
+#[test]
+fn a_hundred_that_see_half_of_the_branch_at_first_do_not_all_turn_to_the_origin() {
+    let troubles = Troubles {
+        partial_views: true,
+        ..Troubles::default()
+    };
+    let scenario = |seed| branch(100, Joins::Together, troubles, seed);
+    all_seeds(scenario, 1.55, 1.5);
+}
+
+/// Segments of 4 MiB, eight of which share the line for 2.7 s before the first of them is there.
+fn long_segments(seed: u64) -> Scenario {
+    Scenario {
+        segments: 64,
+        segment_bytes: 4 << 20,
+        wan_bits_per_sec: 100e6,
+        ..branch(100, Joins::Together, failing(), seed)
+    }
+}
+
+#[test]
+fn long_segments_are_waited_for_and_fetched_once() {
+    for seed in 1..=3 {
+        let run = simulate(&long_segments(seed));
+        assert!(run.wan_ratio() <= 1.10, "seed {seed}: {run:?}");
+        assert!(run.makespan_ratio() <= 1.20, "seed {seed}: {run:?}");
+        assert!(run.largest_upload_ratio() <= 8.0, "seed {seed}: {run:?}");
+    }
 }
 
 #[test]

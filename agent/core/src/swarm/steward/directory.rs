@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_hashing::SwarmId;
+use rand::Rng;
+use rand::seq::IteratorRandom;
 
 use super::{ANNOUNCED_OF_ONE, ANNOUNCERS_KEPT, MAX_ANNOUNCED};
 use crate::PeerId;
@@ -16,20 +18,24 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Whether the entry is new, and there was room for it.
-    pub(super) fn add(&mut self, agent: PeerId, swarm: SwarmId) -> bool {
+    /// Whether the entry is new, and there was room for it. Where a swarm has as many as are kept, it takes the place
+    /// of one drawn by chance: else those that came first would serve all who come later.
+    pub(super) fn add(&mut self, rng: &mut impl Rng, agent: PeerId, swarm: SwarmId) -> bool {
         let of_agent = self.announced.get(&agent).map_or(0, BTreeSet::len);
-        let of_swarm = self.holders.get(&swarm).map_or(0, BTreeSet::len);
         // Who comes later finds room, too: nobody has more than half of what he leaves free.
         if of_agent > MAX_ANNOUNCED.saturating_sub(self.entries) / 2
             || self.entries >= MAX_ANNOUNCED
             || of_agent >= ANNOUNCED_OF_ONE
-            || of_swarm >= ANNOUNCERS_KEPT
         {
             return false;
         }
         let new = self.announced.entry(agent).or_default().insert(swarm);
         if new {
+            let holders = self.holders.get(&swarm);
+            let full = holders.filter(|holders| holders.len() >= ANNOUNCERS_KEPT);
+            if let Some(replaced) = full.and_then(|holders| holders.iter().choose(rng)).copied() {
+                self.withdraw(replaced, swarm);
+            }
             self.holders.entry(swarm).or_default().insert(agent);
             self.entries += 1;
         }
@@ -68,5 +74,30 @@ impl Directory {
 
     pub(super) fn holders(&self, swarm: &SwarmId) -> BTreeSet<PeerId> {
         self.holders.get(swarm).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::Xoshiro256PlusPlus;
+
+    use super::*;
+
+    #[test]
+    fn who_comes_later_takes_the_place_of_one_of_those_that_are_kept() {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
+        let mut directory = Directory::default();
+        let swarm = SwarmId::from_bytes([7; 32]);
+        let agent = |number| PeerId::from_public_key([number; 32]);
+        for number in 0..250 {
+            assert!(directory.add(&mut rng, agent(number), swarm));
+        }
+        let holders = directory.holders(&swarm);
+        assert_eq!(holders.len(), ANNOUNCERS_KEPT);
+        assert_eq!(directory.entries, ANNOUNCERS_KEPT);
+        assert!(holders.contains(&agent(249)));
+        let early = (0..64).filter(|number| holders.contains(&agent(*number)));
+        assert!(early.count() < 16, "a few of the first are left");
     }
 }

@@ -21,6 +21,8 @@ pub(super) struct Ledger {
     holders: Vec<u32>,
     leased: Vec<Option<LeaseId>>,
     free: BlockSet,
+    /// Where leases begin.
+    begin: BlockIndex,
     leases: BTreeMap<LeaseId, Lease>,
     last_id: NonZeroU64,
 }
@@ -35,11 +37,13 @@ struct Lease {
 }
 
 impl Ledger {
-    pub(super) fn new(blocks: u32) -> Self {
+    /// Leases begin at `begin`, and go on at the first block after the last.
+    pub(super) fn new(blocks: u32, begin: BlockIndex) -> Self {
         Self {
             holders: vec![0; blocks as usize],
             leased: vec![None; blocks as usize],
             free: BlockSet::full(blocks),
+            begin,
             leases: BTreeMap::new(),
             last_id: NonZeroU64::MIN,
         }
@@ -98,9 +102,10 @@ impl Ledger {
         }
     }
 
-    /// Leases the first free blocks, at most `most` of them.
+    /// Leases the next free blocks, at most `most` of them.
     pub(super) fn grant(&mut self, now: Instant, to: PeerId, most: u32) -> Option<BlockRange> {
-        let first = self.free.iter().next()?;
+        let later = self.free.first_from(self.begin);
+        let first = later.or_else(|| self.free.first_from(BlockIndex(0)))?;
         let free = (first.0..)
             .take(most.max(1) as usize)
             .take_while(|at| self.free.contains(BlockIndex(*at)));

@@ -19,6 +19,8 @@ pub(super) struct Member {
     pub(super) wants_since: Option<Instant>,
     /// Nobody gets from it what it fetches: while others want leases it gets none.
     pub(super) shut_out: bool,
+    /// Others have got a block that it fetched.
+    pub(super) spreads: bool,
     /// How many peers it was told of, and when last.
     pub(super) told: usize,
     pub(super) told_at: Instant,
@@ -49,6 +51,7 @@ impl Member {
             rests_until: None,
             wants_since: None,
             shut_out: false,
+            spreads: false,
             told: 0,
             told_at: now,
             due: None,

@@ -59,9 +59,9 @@ pub const LESSEE_SILENCE: Duration = Duration::from_secs(4);
 pub const MEMBER_SILENCE: Duration = Duration::from_secs(10);
 
 /// A block that nobody but its fetcher holds after so long, while others have waited for leases as long, is
-/// leased again, and its fetcher gets no more: it lies, sends slowly, or is not reached. Members without
-/// leases report every three seconds what they got.
-pub const SPREADS_WITHIN: Duration = Duration::from_secs(5);
+/// leased again, and its fetcher gets no more: it lies, sends slowly, or is not reached. Those that have
+/// leases report 200 ms after a block came, the others each at its own time within three seconds.
+pub const SPREADS_WITHIN: Duration = Duration::from_millis(2_500);
 
 /// What a member held and leased when its stream ended counts for so long: members that move to
 /// another steward go on with both, and all will have moved by then.
@@ -193,7 +193,7 @@ impl Steward {
         }
         let announcers = || self.directory.holders(&key.swarm);
         self.tables.entry(key).or_insert_with(|| Entry {
-            table: Table::new(now, key.blocks, announcers()),
+            table: Table::new(now, key.blocks, announcers(), &mut self.rng),
             due: None,
             used: now,
             bytes: 0,
@@ -227,7 +227,7 @@ impl Steward {
     /// An agent says which swarms it holds completely, in addition to those it said before.
     pub fn handle_announce(&mut self, now: Instant, from: PeerId, swarms: &[SwarmId]) {
         for swarm in swarms {
-            if self.directory.add(from, *swarm) {
+            if self.directory.add(&mut self.rng, from, *swarm) {
                 self.announcers_changed(now, *swarm);
             }
         }

@@ -8,7 +8,7 @@ mod telling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use rand::Rng;
+use rand::{Rng, RngExt};
 
 use super::ledger::Ledger;
 use super::member::{Member, Presence};
@@ -20,7 +20,7 @@ use super::{
     RETURNED_RESTS,
 };
 use crate::PeerId;
-use crate::swarm::{Answer, Blocks, Enlist, Grant, Report};
+use crate::swarm::{Answer, BlockIndex, Blocks, Enlist, Grant, Report};
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -55,9 +55,16 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(now: Instant, blocks: Blocks, announcers: BTreeSet<PeerId>) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        blocks: Blocks,
+        announcers: BTreeSet<PeerId>,
+        rng: &mut impl Rng,
+    ) -> Self {
+        // Two stewards of one swarm, as long as members differ in whom they see, lease different blocks.
+        let begin = BlockIndex(rng.random_range(0..blocks.count().max(1)));
         Self {
-            ledger: Ledger::new(blocks.count()),
+            ledger: Ledger::new(blocks.count(), begin),
             members: BTreeMap::new(),
             queue: Queue::default(),
             resting: BTreeSet::new(),

@@ -87,7 +87,11 @@ fn a_lone_member_is_given_four_runs_and_nobody_else_what_it_has() {
     steward.handle_enlist(now, peer(1), starts(100, 4));
     let first = granted(&mut steward);
     assert_eq!(first.len(), 4);
-    assert_eq!(first[0], (peer(1), range(0, 8)));
+    assert!(
+        first
+            .iter()
+            .all(|(to, blocks)| *to == peer(1) && blocks.count() <= 8)
+    );
     steward.handle_enlist(now, peer(2), starts(100, 4));
     let second = granted(&mut steward);
     assert_eq!(second.len(), 4);
@@ -544,5 +548,55 @@ fn what_one_holds_alone_is_not_leased_again_while_nobody_waits_for_a_lease() {
         granted(&mut steward),
         [],
         "a newcomer gets it from who holds it"
+    );
+}
+
+#[test]
+fn two_stewards_of_one_swarm_lease_different_blocks_first() {
+    let now = Instant::now();
+    let first = |seed| {
+        let mut steward = Steward::new(seed);
+        steward.handle_enlist(now, peer(1), starts(1000, 1));
+        granted(&mut steward)[0].1.first()
+    };
+    let begins: std::collections::BTreeSet<BlockIndex> = (0..8).map(first).collect();
+    assert!(begins.len() >= 7, "{begins:?}");
+}
+
+#[test]
+fn while_others_want_leases_the_runs_of_one_whose_blocks_nobody_got_are_short() {
+    let start = Instant::now();
+    let mut steward = Steward::new(1);
+    for number in 1..=5 {
+        steward.handle_enlist(start, peer(number), starts(1000, 2));
+    }
+    let grants = granted(&mut steward);
+    let short = |(_, blocks): &&(PeerId, BlockRange)| blocks.count() <= 4;
+    // The first one was alone when it came.
+    assert!(
+        grants
+            .iter()
+            .filter(|(to, _)| *to != peer(1))
+            .all(|grant| short(&grant))
+    );
+    let (_, fetched) = grants
+        .iter()
+        .find(|(to, _)| *to == peer(2))
+        .expect("it leases");
+    for number in [2, 3] {
+        let held = report(1000, fetched.iter().map(|block| block.0), 2);
+        steward.handle_report(start, peer(number), swarm(), blocks(1000), held);
+    }
+    granted(&mut steward);
+    let now = start + SPREADS_WITHIN;
+    steward.handle_timeout(now);
+    let (_, next) = grants.iter().rfind(|(to, _)| *to == peer(2)).expect("two");
+    let held = report(1000, next.iter().map(|block| block.0), 2);
+    steward.handle_report(now, peer(2), swarm(), blocks(1000), held);
+    let of_two = granted(&mut steward);
+    assert!(
+        of_two
+            .iter()
+            .any(|(to, blocks)| *to == peer(2) && blocks.count() > 4)
     );
 }

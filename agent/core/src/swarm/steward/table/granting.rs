@@ -16,6 +16,10 @@ const PASSED_OVER: usize = 2 * MAX_LESSEES;
 /// the last runs are one block each.
 const CONFIRMED_ANYHOW: u32 = 8;
 
+/// A run of a member from which nobody is known to have got a block yet has no more: what it has under way when it
+/// turns out that nobody does is lost.
+const MOST_UNPROVEN: u32 = 4;
+
 impl Table {
     /// Blocks that nobody gets from who fetched them are free again.
     pub(super) fn lease_unspread_again(&mut self, now: Instant) {
@@ -26,6 +30,7 @@ impl Table {
                 continue;
             };
             if self.ledger.holders(block) != 1 || !member.counts() || !member.held.contains(block) {
+                member.spreads |= self.ledger.holders(block) > 1;
                 continue;
             }
             if !waits {
@@ -153,6 +158,12 @@ impl Table {
         }
         let runs = if alone { RUNS_OF_ONE } else { RUNS_IN_ALL };
         let share = self.ledger.free() / u32::try_from(2 * runs).unwrap_or(u32::MAX);
+        let spreads = self.members.get(&id).is_some_and(|member| member.spreads);
+        let most = if alone || spreads {
+            most
+        } else {
+            most.min(MOST_UNPROVEN)
+        };
         self.ledger.grant(now, id, share.clamp(1, most.max(1)))
     }
 

@@ -93,6 +93,7 @@ impl Table {
         holders.truncate(room.max(count / HOLDERS_NAMED_OF));
         peers.truncate(count - holders.len());
         peers.extend(holders);
+        peers.iter().for_each(|peer| self.serving.name(*peer));
         if member.has_manifest && !peers.is_empty() {
             member.told += peers.len();
             member.told_at = now;
@@ -113,6 +114,7 @@ impl Table {
             };
             let lacks = NEIGHBOURS_TOLD.saturating_sub(member.told);
             let peers: Vec<_> = news.draw(rng, lacks, id).into_iter().map(serving).collect();
+            peers.iter().for_each(|named| self.serving.name(named.peer));
             member.told += peers.len();
             member.told_at = now;
             if member.told < NEIGHBOURS_TOLD {

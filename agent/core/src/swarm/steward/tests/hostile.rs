@@ -56,7 +56,7 @@ fn an_announcer_from_whom_nobody_gets_anything_stops_leases_for_a_while_only() {
         steward.handle_enlist(start, peer(number), starts(4, 1));
     }
     assert_eq!(granted(&mut steward), []);
-    assert_eq!(granted_within(&mut steward, start, &[1, 2], 4), 0);
+    assert_eq!(granted_within(&mut steward, start, &[1, 2], 2), 0);
     assert!(granted_within(&mut steward, start, &[1, 2], 6) > 0);
     steward.handle_withdraw(start, peer(9), &[swarm()]);
     steward.handle_announce(start, peer(9), &[swarm()]);
@@ -79,7 +79,7 @@ fn who_claims_at_once_to_hold_everything_stops_leases_for_a_while_only() {
     for number in [1, 2] {
         steward.handle_enlist(start, peer(number), starts(4, 1));
     }
-    assert_eq!(granted_within(&mut steward, start, &[1, 2], 4), 0);
+    assert_eq!(granted_within(&mut steward, start, &[1, 2], 2), 0);
     assert!(granted_within(&mut steward, start, &[1, 2], 6) > 0);
 }
 
