@@ -86,7 +86,7 @@ enum Repaired {
     /// It is right.
     Whole(Rightly),
     /// Peers have it, as they say.
-    TableOfPeers { table: PeersTable, came: Came },
+    TableOfPeers { table: Box<PeersTable>, came: Came },
 }
 
 /// A file with its digest.
@@ -139,7 +139,10 @@ impl Undescribed<'_> {
                 on_shelf: vec![on_shelf, rightly.on_shelf],
                 stewards: rightly.stewards,
             }),
-            Repaired::TableOfPeers { table, came } => Ok(Ended::TableOfPeers { table, came }),
+            Repaired::TableOfPeers { table, came } => Ok(Ended::TableOfPeers {
+                table: *table,
+                came,
+            }),
         }
     }
 
@@ -207,6 +210,7 @@ impl Undescribed<'_> {
         }
         if let Some(table) = self.table_of_peers(distrusted).await {
             let came = Came { content, repair };
+            let table = Box::new(table);
             return Ok(Repaired::TableOfPeers { table, came });
         }
         let probes = repair.probes(PROBES);
@@ -258,6 +262,7 @@ impl Undescribed<'_> {
             if let Some(table) = self.table_of_peers(distrusted).await {
                 let content = there.content;
                 let came = Came { content, repair };
+                let table = Box::new(table);
                 return Ok(Repaired::TableOfPeers { table, came });
             }
             let Some(batch) = repair.next_batch() else {
