@@ -139,10 +139,16 @@ impl Running {
         let exchange_port = exchange.as_ref().map_or(0, Exchange::port);
         let discovery = match exchange_port {
             0 => None,
-            port => Some(
-                Discovery::start(discovery_config(config)?, &identity, port)
-                    .map_err(|error| Failure::new(FailureKind::Network, error))?,
-            ),
+            port => match start_discovery(config, &identity, port) {
+                Ok(discovery) => Some(discovery),
+                Err(failure) => {
+                    // Its threads read from the store, which must be closed before the process ends.
+                    if let Some(exchange) = exchange {
+                        exchange.shut_down().await;
+                    }
+                    return Err(failure);
+                }
+            },
         };
         let members = discovery.as_ref().map_or_else(nobody, Discovery::members);
         let engine = Engine::start(Parts {
@@ -410,6 +416,15 @@ fn exchange_options(config: &Config) -> ExchangeOptions {
         max_uploads: usize::from(config.exchange.max_uploads.get()),
         ..ExchangeOptions::default()
     }
+}
+
+fn start_discovery(
+    config: &Config,
+    identity: &Identity,
+    exchange_port: u16,
+) -> Result<Discovery, Failure> {
+    Discovery::start(discovery_config(config)?, identity, exchange_port)
+        .map_err(|error| Failure::new(FailureKind::Network, error))
 }
 
 fn discovery_config(config: &Config) -> Result<DiscoveryConfig, Failure> {
