@@ -64,6 +64,10 @@ const FEW_BYTES: u64 = 8 << 20;
 /// Of larger files this part: the digest is looked at so many times at most for each kind of suspicion.
 const PARTS: u64 = 8;
 
+/// Sources of which one segment each is fetched again to see who lies: few members look at many of a large
+/// branch's together, and each costs the WAN a segment.
+const PROBES: usize = 4;
+
 /// How long to wait before the origin is asked again: each member another time, so that one repairs and
 /// the others learn from it what is right; at most as long as others may bring nothing.
 pub fn turn(seed: u64, pace: OriginPace, file_bytes: u64) -> Duration {
@@ -199,9 +203,9 @@ impl Repair {
         Some(Batch { segments, suspects })
     }
 
-    /// Segments that show who lies: one of each of at most `most` sources, those first that others
-    /// contradict, then those of which most came.
-    pub fn probes(&self, most: usize) -> SegmentSet {
+    /// Segments that show who lies: one of each of [`PROBES`] sources, those first that others contradict,
+    /// then those of which most came. None when there is nothing that others brought.
+    pub fn probes(&self) -> SegmentSet {
         let of_sources = self.bytes_by_source();
         let mut of_each = BTreeMap::new();
         for (index, segment) in self.suspects() {
@@ -218,7 +222,7 @@ impl Repair {
             .collect();
         order.sort_unstable();
         let mut probes = self.none();
-        for (.., index) in order.into_iter().take(most) {
+        for (.., index) in order.into_iter().take(PROBES) {
             probes.insert(index);
         }
         probes
@@ -450,13 +454,16 @@ mod tests {
         held.extend([from(3, right(4)), from(3, wrong(5))]);
         let mut repair = repair(&held);
         repair.handle_claims(peer(4), SegmentIndex(5), &claims([(right(5), true)]));
-        let probes = |most| {
-            let probes = repair.probes(most);
+        let probes = |repair: &Repair| {
+            let probes = repair.probes();
             probes.iter().map(|index| index.0).collect::<Vec<_>>()
         };
-        assert_eq!(probes(1), [5]);
-        assert_eq!(probes(2), [1, 5]);
-        assert_eq!(probes(9), [1, 3, 5]);
+        assert_eq!(probes(&repair), [1, 3, 5]);
+        held.extend([from(5, right(6)), from(6, right(7)), from(6, right(8))]);
+        let mut more = Repair::new(held.iter().map(|held| (*held, SEGMENT_BYTES)));
+        more.handle_claims(peer(4), SegmentIndex(5), &claims([(right(5), true)]));
+        // Of 2 and 5, of which the least came, the later one is left out.
+        assert_eq!(probes(&more), [1, 3, 5, 7]);
     }
 
     proptest! {

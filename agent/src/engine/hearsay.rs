@@ -35,8 +35,8 @@ const PEERS_ASKED: usize = 64;
 /// 120 GB in fixed segments.
 const UNKNOWN_LENGTH_LIMIT_BYTES: u64 = 64 << 20;
 
-/// The longest file that is begun on a peer's word of its length: 70 MB of memory for its segments.
-const PEERS_LENGTH_LIMIT_BYTES: u64 = 64 << 30;
+/// The longest file that is begun on a peer's word of its length: 18 MB of memory for its segments.
+const PEERS_LENGTH_LIMIT_BYTES: u64 = 16 << 30;
 
 /// A table of fixed segments that peers have given.
 #[derive(Debug)]

@@ -35,10 +35,6 @@ use crate::engine::{Shared, blocking, linux};
 /// How often what is there is noted: what came since the last note is fetched again after a kill.
 const NOTE_EVERY: Duration = Duration::from_millis(50);
 
-/// Sources of which one segment each is fetched again to see who lies: few members look at many of a large
-/// branch's together, and each costs the WAN a segment.
-const PROBES: usize = 4;
-
 /// Why an undescribed download ended without its file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UndescribedError {
@@ -195,8 +191,8 @@ impl Undescribed<'_> {
             "the whole file has another digest: somebody sent wrong bytes, which are looked for"
         );
         let mut repair = self.begin_repair(&content, &distrusted.peers).await;
-        let may_be_wrong = repair.next_batch().is_some();
-        if self.remote.is_none() || !may_be_wrong {
+        let probes = repair.probes();
+        if self.remote.is_none() || probes.is_empty() {
             let stewards = Stewards::new();
             let on_shelf = self.put_on_shelf(&content);
             let there = Rightly {
@@ -213,7 +209,6 @@ impl Undescribed<'_> {
             let table = Box::new(table);
             return Ok(Repaired::TableOfPeers { table, came });
         }
-        let probes = repair.probes(PROBES);
         self.replace(&probes, &content, &mut repair, &distrusted.peers, meter)
             .await?;
         distrust_wrong(&repair, distrusted);

@@ -148,20 +148,11 @@ impl ContentSource for Source {
 
 impl ServedContent for Content {
     fn standing(&self) -> Standing {
-        match self.misdeed {
-            Misdeed::Provisional { .. } => Standing::Provisional {
-                file_bytes: self.manifest.file_length(),
-            },
-            Misdeed::Wrong
-            | Misdeed::Short
-            | Misdeed::Absent
-            | Misdeed::Hang
-            | Misdeed::Mute
-            | Misdeed::Busy
-            | Misdeed::Rubbish
-            | Misdeed::Slow
-            | Misdeed::Impostor => Standing::Proved,
+        if let Misdeed::Provisional { .. } = self.misdeed {
+            let file_bytes = self.manifest.file_length();
+            return Standing::Provisional { file_bytes };
         }
+        Standing::Proved
     }
 
     fn have(&self) -> SegmentSet {
@@ -228,18 +219,10 @@ impl ServedContent for Content {
 
 impl Content {
     fn offers(&self, index: SegmentIndex) -> bool {
-        match self.misdeed {
-            Misdeed::Provisional { fourth } => index.0.is_multiple_of(4) == fourth,
-            Misdeed::Wrong
-            | Misdeed::Short
-            | Misdeed::Absent
-            | Misdeed::Hang
-            | Misdeed::Mute
-            | Misdeed::Busy
-            | Misdeed::Rubbish
-            | Misdeed::Slow
-            | Misdeed::Impostor => true,
+        if let Misdeed::Provisional { fourth } = self.misdeed {
+            return index.0.is_multiple_of(4) == fourth;
         }
+        true
     }
 
     fn of_file(&self, range: std::ops::Range<u64>) -> Option<VerifiedSegment> {
