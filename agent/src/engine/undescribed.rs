@@ -190,6 +190,10 @@ impl Undescribed<'_> {
             swarm = %self.key.swarm_id(),
             "the whole file has another digest: somebody sent wrong bytes, which are looked for"
         );
+        // At once: who comes to share anew sooner would take it for missing.
+        let first_hand = content.first_hand(self.key.in_repair(), self.partial.reader()?);
+        let first_hand = Arc::new(first_hand);
+        let on_shelf = self.put_on_shelf(&first_hand);
         let mut repair = self.begin_repair(&content, &distrusted.peers).await;
         let probes = repair.probes();
         if self.remote.is_none() || probes.is_empty() {
@@ -212,7 +216,14 @@ impl Undescribed<'_> {
         self.replace(&probes, &content, &mut repair, &distrusted.peers, meter)
             .await?;
         distrust_wrong(&repair, distrusted);
-        let anew = self.share_anew(&content, &distrusted.peers, meter).await?;
+        for index in probes.iter() {
+            if let Some(held) = content.held(index) {
+                first_hand.mark(index, held.hash, held.from);
+            }
+        }
+        let anew = self
+            .share_anew(first_hand, on_shelf, &distrusted.peers, meter)
+            .await?;
         if self.first_wrong_digest().await?.is_none() {
             repair.handle_right(|index| Some(anew.content.held(index)?.hash));
             distrust_wrong(&repair, distrusted);
@@ -228,14 +239,12 @@ impl Undescribed<'_> {
     /// that are at the same.
     async fn share_anew(
         &self,
-        content: &ProvisionalContent,
+        content: Arc<ProvisionalContent>,
+        on_shelf: OnShelf,
         shut_out: &BTreeSet<PeerId>,
         meter: &mut Meter,
     ) -> Result<Rightly, UndescribedError> {
-        let anew = content.first_hand(self.key.in_repair(), self.partial.reader()?);
-        let content = Arc::new(anew);
         meter.recount(content.sources_of(&content.done.segments()));
-        let on_shelf = self.put_on_shelf(&content);
         let stewards = self.fetch(&content, true, shut_out, meter).await?;
         Ok(Rightly {
             content,

@@ -34,6 +34,10 @@ const RATE_BYTES_PER_SEC: u64 = 2_500_000;
 /// Four machines that do not hold each other up carry it four times.
 const COMMON_START_WAN_MAX: f64 = 1.15;
 
+/// A quarter of the file was wrong. Shared anew it is fetched once and a little, measured 1.10 to 1.35 in all;
+/// by each of three for itself, 1.6 to 2.0.
+const WITH_A_LIAR_WAN_MAX: f64 = 1.5;
+
 /// Fetches `url` on these machines at the same time.
 fn common_start(
     branch: &Branch,
@@ -105,6 +109,7 @@ fn a_peer_that_gives_wrong_bytes_before_anybody_can_know_is_found_out_and_named(
     let all = common_start(&branch, 1..4, &url, &["--sha256", &sha256])?;
     let ratio = (branch.wan_down() - begin) as f64 / file.len() as f64;
     println!("WAN: {ratio:.3} x the file with a liar");
+    assert!(ratio < WITH_A_LIAR_WAN_MAX, "{ratio}");
     let mut honest = Vec::new();
     for index in 1..4 {
         let status = branch.machine(index).json(&["status"])?;
