@@ -27,9 +27,12 @@ const GAPS: Backoff = Backoff {
 };
 /// Without newcomers for so long, the next are asked without a gap.
 const CALM: Duration = Duration::from_secs(60);
-/// Asked of one kind when all of it are newcomers: one may lie or be about to go. Of a branch, as
-/// many ask a single newcomer; nobody does with a chance of e^-3, and then the rare questions help.
-const ASKED: u64 = 3;
+/// Neighbours asked when all of them are newcomers: one may lie or be about to go. Of a branch on one
+/// link, as many ask a single newcomer.
+const NEIGHBOURS_ASKED: u64 = 3;
+/// The same of members from elsewhere. A newcomer may be the only one that leads to a subnet, and
+/// is asked by nobody with a chance of e^-6, one in 400; then the rare questions help.
+const DISTANT_ASKED: u64 = 6;
 /// Configured peers from elsewhere asked in any case, for they were configured to lead somewhere;
 /// a list of all machines of a branch is not asked in full.
 const CONFIGURED_ASKED: usize = 8;
@@ -152,8 +155,8 @@ impl Walks {
         }
         if self.ask_newcomers <= now && !self.newcomers.is_empty() {
             let neighbours = |known| known == Acquaintance::Neighbour;
-            self.choose_newcomers(members, neighbours);
-            self.choose_newcomers(members, |known| !neighbours(known));
+            self.choose_newcomers(members, NEIGHBOURS_ASKED, neighbours);
+            self.choose_newcomers(members, DISTANT_ASKED, |known| !neighbours(known));
             self.choose_configured(members);
             self.newcomers.clear();
             self.asked_newcomers = Some(now);
@@ -200,6 +203,7 @@ impl Walks {
     fn choose_newcomers(
         &mut self,
         members: &BTreeMap<PeerId, Acquaintance>,
+        of_all: u64,
         is_of_kind: impl Fn(Acquaintance) -> bool,
     ) {
         let of_kind = members.iter().filter(|(_, known)| is_of_kind(**known));
@@ -210,7 +214,7 @@ impl Walks {
             .copied()
             .collect();
         let asked = rounded_by_chance(
-            ASKED * count(newcomers.len()),
+            of_all * count(newcomers.len()),
             count(of_kind.len()),
             &mut self.random,
         );
@@ -352,7 +356,7 @@ mod tests {
         let mut walks = Walks::new(1, now);
         let all = members((0..99).map(|n| (n, Acquaintance::Configured)));
         let asked = asked(&mut walks, now, &all, 0..99).len();
-        assert!(asked <= 3 + CONFIGURED_ASKED, "{asked}");
+        assert!(asked <= 6 + CONFIGURED_ASKED, "{asked}");
     }
 
     #[test]
