@@ -1,0 +1,1 @@
+//! Jobs under a simulated shell, with virtual time.
