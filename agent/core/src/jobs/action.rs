@@ -122,7 +122,8 @@ pub struct Order {
     pub ranges: Vec<ByteRange>,
     /// The whole file's digest, when somebody knows it.
     pub digest: Option<Digest>,
-    /// The hidden name under which the complete, verified and synced file is to appear; not before.
+    /// The hidden name under which the complete, verified and synced file is to appear; not before. When the
+    /// power went between that and its record, a complete file is there already.
     pub staged: PathBuf,
     /// The name it will get: in the same folder.
     pub path: TargetPath,

@@ -91,10 +91,8 @@ pub(super) fn settings(settings: &Settings) -> Result<(), SpecError> {
     at_most("words of a command", command.len(), MAX_COMMAND_WORDS)?;
     let bytes: usize = command.iter().map(String::len).sum();
     at_most("bytes of a command", bytes, MAX_COMMAND_BYTES)?;
-    let words = command.iter();
-    words.fold(Ok(()), |good, word| {
-        good.and_then(|()| text("a command's word", word, MAX_COMMAND_BYTES, "\n\t"))
-    })
+    let mut words = command.iter();
+    words.try_for_each(|word| text("a command's word", word, MAX_COMMAND_BYTES, "\n\t"))
 }
 
 /// Checks files that come to `present` ones.

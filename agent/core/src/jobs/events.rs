@@ -24,7 +24,7 @@ impl Jobs {
         event: Event,
     ) {
         let transfer = self.file(job, file).and_then(|file| file.transfer);
-        if !transfer.is_some_and(|transfer| transfer.attempt == attempt) {
+        if transfer.is_none_or(|transfer| transfer.attempt != attempt) {
             return;
         }
         match event {

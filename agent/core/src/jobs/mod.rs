@@ -162,6 +162,7 @@ impl Jobs {
         self.network_up = up;
         if up {
             self.requeue_faltered();
+            self.schedule(now);
         } else {
             self.falter_active(now);
         }

@@ -87,3 +87,12 @@ pub(super) fn within(what: &'static str, has: usize, most: usize) -> Result<(), 
     }
     Ok(())
 }
+
+#[cfg(test)]
+impl Usage {
+    /// A user's jobs, files and bytes that count.
+    pub(super) fn of(&self, user: UserId) -> (usize, usize, u64) {
+        let has = self.users.get(&user);
+        has.map_or((0, 0, 0), |has| (has.live, has.files, has.bytes))
+    }
+}
