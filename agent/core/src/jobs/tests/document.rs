@@ -3,7 +3,8 @@
 use super::super::state::table_in_markdown;
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/jobs.md");
-const BEGIN: &str = "<!-- table of transitions: written by BRANCHLINE_WRITE_DOCS=1 cargo test -->\n";
+const BEGIN: &str =
+    "<!-- table of transitions: written by BRANCHLINE_WRITE_DOCS=1 cargo test -->\n";
 const END: &str = "<!-- end of table -->";
 
 #[test]

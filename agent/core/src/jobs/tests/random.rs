@@ -94,13 +94,15 @@ fn told() -> impl Strategy<Value = Told> {
 
 fn step() -> impl Strategy<Value = Step> {
     let create = (0..4u64, priority(), any::<bool>(), any::<bool>(), 0..8u8);
-    let create = create.prop_map(|(files, priority, auto_complete, start, never)| Step::Create {
-        files,
-        priority,
-        auto_complete,
-        start,
-        never_retries: never == 0,
-    });
+    let create = create.prop_map(
+        |(files, priority, auto_complete, start, never)| Step::Create {
+            files,
+            priority,
+            auto_complete,
+            start,
+            never_retries: never == 0,
+        },
+    );
     let staging = prop::option::of(prop::sample::select(vec![Staging::Kept, Staging::Lost]));
     let spans = vec![0, 1, 10, 65, 310, 3_600, 86_400, 20 * 86_400, 100 * 86_400];
     prop_oneof![
@@ -201,7 +203,11 @@ impl World {
         let cut = self.power.is_some();
         let answer = self.ask(id, request);
         if let (Err(_), false) = (&answer, cut) {
-            assert_eq!(self.jobs.state(ROOT, id), before, "a refusal changes nothing");
+            assert_eq!(
+                self.jobs.state(ROOT, id),
+                before,
+                "a refusal changes nothing"
+            );
         }
         if let Ok((kind, _)) = before {
             let refused = matches!(answer, Err(RequestError::WrongState { .. }));
@@ -238,6 +244,7 @@ impl World {
         for id in &wanted {
             let _ = self.ask(*id, Request::Resume);
         }
+        let mut resumed = BTreeSet::new();
         for _ in 0..10_000 {
             if let Some((id, index)) = self.first_transfer(|transfer| transfer.stopping) {
                 self.tell(id, index, Event::Stopped);
@@ -249,6 +256,10 @@ impl World {
                 self.answer_discard(key);
             } else if let Some(id) = nth(self.notifications.keys(), 0) {
                 self.answer_notification(id, true);
+            } else if let Some(id) = wanted.iter().find(|id| self.is_in_error(**id)) {
+                // One of its files could not be placed before all was mended.
+                assert!(resumed.insert(*id), "a job fails though everything works");
+                let _ = self.ask(*id, Request::Resume);
             } else if wanted.iter().all(|id| self.is_settled(*id)) {
                 return;
             } else {
@@ -257,6 +268,11 @@ impl World {
             }
         }
         panic!("some job never ends");
+    }
+
+    fn is_in_error(&self, id: JobId) -> bool {
+        let state = self.jobs.state(ROOT, id);
+        state.is_ok_and(|(kind, _)| kind == StateKind::Error)
     }
 
     /// Done, as far as that needs nobody; whether it is over, or waits for `complete`, or has no files.
@@ -269,8 +285,8 @@ impl World {
             StateKind::Acknowledged | StateKind::Cancelled => true,
             StateKind::Transferred => !job.settings.auto_complete,
             StateKind::Suspended => job.files == 0,
-            StateKind::Error => panic!("job {id} fails: {:?}", job.state),
-            StateKind::Queued
+            StateKind::Error
+            | StateKind::Queued
             | StateKind::Connecting
             | StateKind::Transferring
             | StateKind::TransientError => false,
@@ -278,7 +294,10 @@ impl World {
     }
 }
 
-fn nth<T: Copy>(all: impl ExactSizeIterator<Item = impl std::borrow::Borrow<T>>, at: usize) -> Option<T> {
+fn nth<T: Copy>(
+    all: impl ExactSizeIterator<Item = impl std::borrow::Borrow<T>>,
+    at: usize,
+) -> Option<T> {
     let count = all.len();
     let mut all = all;
     all.nth(at.checked_rem(count)?).map(|it| *it.borrow())
@@ -293,10 +312,20 @@ pub(super) fn check(world: &World) {
         let kind = job.kind();
         assert_eq!(jobs.active.contains(id), kind.is_active());
         assert_eq!(job.turn.is_some(), kind.is_active());
-        assert_eq!(job.files.running() > 0, kind.is_active(), "job {id} is {kind}");
-        assert_eq!(jobs.faltered.contains(id), kind == StateKind::TransientError);
+        assert_eq!(
+            job.files.running() > 0,
+            kind.is_active(),
+            "job {id} is {kind}"
+        );
+        assert_eq!(
+            jobs.faltered.contains(id),
+            kind == StateKind::TransientError
+        );
         assert_eq!(job.rank, job.wanted_rank());
-        assert_eq!(job.due, job.next_due(&jobs.config).map(|(at, _)| at).min(job.due));
+        assert_eq!(
+            job.due,
+            job.next_due(&jobs.config).map(|(at, _)| at).min(job.due)
+        );
         assert!(job.due.is_none_or(|at| jobs.due.contains(&(at, *id))));
         let sums = job.files.sums();
         let of: &mut (usize, usize, u64) = live.entry(job.record.owner).or_default();
@@ -346,7 +375,11 @@ fn check_choice(world: &World, pool: &Pool, kind: PoolKind) {
     let runs: BTreeSet<JobId> = chosen.into_iter().collect();
     for job in wanting {
         let id = job.record.id;
-        assert_eq!(job.kind().is_active(), runs.contains(&id), "who is chosen runs");
+        assert_eq!(
+            job.kind().is_active(),
+            runs.contains(&id),
+            "who is chosen runs"
+        );
     }
 }
 

@@ -207,7 +207,8 @@ impl World {
         wanted: impl Fn(&Transfer) -> bool,
     ) -> Option<(JobId, FileIndex)> {
         let mut all = self.transfers.iter();
-        all.find(|(_, transfer)| wanted(transfer)).map(|(key, _)| *key)
+        all.find(|(_, transfer)| wanted(transfer))
+            .map(|(key, _)| *key)
     }
 
     pub(super) fn answer_place(&mut self, key: (JobId, FileIndex), failure: Option<Staging>) {
@@ -364,7 +365,10 @@ impl World {
             } => {
                 assert_eq!(self.journal.files[&(job, file)].state, FileState::Placing);
                 let place = Place { from, again };
-                assert!(self.places.insert((job, file), place).is_none(), "placed once");
+                assert!(
+                    self.places.insert((job, file), place).is_none(),
+                    "placed once"
+                );
             }
             Action::Discard {
                 job, file, staged, ..
@@ -493,7 +497,9 @@ impl Journal {
         Records {
             counters: self.counters,
             jobs: self.jobs.into_values().collect(),
-            files: files.map(|((job, index), file)| (job, index, file)).collect(),
+            files: files
+                .map(|((job, index), file)| (job, index, file))
+                .collect(),
             notifications: self.notifications.into_values().collect(),
         }
     }
