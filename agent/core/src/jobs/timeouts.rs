@@ -10,11 +10,17 @@ use super::{
 impl Jobs {
     /// The time of [`Jobs::next_deadline`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
+        let mut due = Vec::new();
         while let Some((_, id)) = self.due.first().copied().filter(|(at, _)| *at <= now.time) {
             self.due.pop_first();
             if let Some(job) = self.jobs.get_mut(&id) {
                 job.due = None;
+                due.push((job.ticket, id));
             }
+        }
+        // Whose slices end together go behind their equals in the order they came.
+        due.sort_unstable();
+        for (_, id) in due {
             self.look_at(now, id);
         }
         self.finish(now);
