@@ -254,7 +254,8 @@ impl Jobs {
         }
         job.record.failing_since.get_or_insert(now.time);
         let (min, max) = (policy.min_delay, policy.max_delay);
-        let wait = Backoff { min, max }.delay(earlier, random);
+        // The second ceiling already for the first wait: those that failed together come back spread out.
+        let wait = Backoff { min, max }.delay(earlier.saturating_add(1), random);
         let asked = retry_after.map(|asked| asked.min(LONGEST_RETRY_AFTER));
         let at = later(now.time, wait, asked);
         let by_server = asked.is_some();

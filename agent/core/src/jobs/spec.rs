@@ -1,5 +1,6 @@
 //! What is asked for: a job's settings and files.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use branchline_hashing::Digest;
@@ -198,7 +199,7 @@ pub struct NotifySettings {
     /// Run with the owner's rights: program and arguments; empty: none.
     pub command: Vec<String>,
     /// Of what.
-    pub of: Vec<NotifyOf>,
+    pub of: BTreeSet<NotifyOf>,
 }
 
 impl Default for NotifySettings {
@@ -206,7 +207,7 @@ impl Default for NotifySettings {
         Self {
             webhook: None,
             command: Vec::new(),
-            of: vec![NotifyOf::Transferred, NotifyOf::Error],
+            of: BTreeSet::from([NotifyOf::Transferred, NotifyOf::Error]),
         }
     }
 }

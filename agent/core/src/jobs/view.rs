@@ -1,5 +1,7 @@
 //! What clients see of jobs: no secrets, times as spans.
 
+use std::collections::BTreeSet;
+
 use branchline_hashing::Digest;
 use serde::Serialize;
 
@@ -92,7 +94,7 @@ pub struct SettingsView {
     /// What is run.
     pub command: Vec<String>,
     /// What is told.
-    pub notify_of: Vec<super::NotifyOf>,
+    pub notify_of: BTreeSet<super::NotifyOf>,
     /// Whether it completes itself.
     pub auto_complete: bool,
 }

@@ -134,7 +134,7 @@ impl World {
                 spec.start = start;
                 spec.settings.auto_complete = auto_complete;
                 spec.settings.notify.command = vec!["/bin/true".into()];
-                spec.settings.notify.of.push(NotifyOf::FileDone);
+                spec.settings.notify.of.insert(NotifyOf::FileDone);
                 if never_retries {
                     spec.settings.retry.no_progress_timeout = Duration::ZERO;
                 }

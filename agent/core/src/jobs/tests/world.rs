@@ -328,7 +328,11 @@ impl World {
                     assert!(!effects, "what must last is written first");
                     self.write(changes);
                 }
-                effect => {
+                effect @ (Action::Start { .. }
+                | Action::Stop { .. }
+                | Action::Place { .. }
+                | Action::Discard { .. }
+                | Action::Notify(_)) => {
                     effects = true;
                     self.carry_out(effect);
                 }
