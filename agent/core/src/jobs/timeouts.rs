@@ -43,7 +43,7 @@ impl Jobs {
         if job.abandoned_at(&self.config) <= now.time {
             return self.abandon(now, id);
         }
-        if gives_up(job, now) {
+        if gives_up(job, now, self.network_up) {
             return self.time_out(now, id);
         }
         if job.runs_out_at().is_some_and(|at| at <= now.time) {
@@ -136,11 +136,13 @@ impl Jobs {
     }
 }
 
-/// Whether a job in a transient error has failed for so long that it gives up before its next try.
-fn gives_up(job: &Job, now: Now) -> bool {
+/// Whether a job in a transient error has failed for so long that it gives up before its next try;
+/// without a network there is none.
+fn gives_up(job: &Job, now: Now, network_up: bool) -> bool {
     let failing = job.kind() == StateKind::TransientError;
     let Some(at) = job.gives_up_at().filter(|at| failing && *at <= now.time) else {
         return false;
     };
-    job.files.first_retry().is_none_or(|(retry, _)| at < retry)
+    let retry = job.files.first_retry().filter(|_| network_up);
+    retry.is_none_or(|(retry, _)| at < retry)
 }

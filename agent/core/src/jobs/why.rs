@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::job::Job;
+use super::job::{Job, Turn};
 use super::time::Brief;
 use super::{Caller, FileState, JobError, JobId, JobState, JobTime, Jobs, Now, RequestError};
 
@@ -77,23 +77,16 @@ impl Jobs {
     }
 
     pub(super) fn why_of(&self, now: Now, job: &Job) -> Why {
+        let owner = |what| {
+            let until = Some(job.abandoned_at(&self.config));
+            (what, until, "it is cancelled")
+        };
         let (waiting_for, until, then) = match &job.record.state {
-            JobState::Suspended => {
-                let empty = job.files.len() == 0;
-                let what = if empty {
-                    WaitingFor::Files
-                } else {
-                    WaitingFor::Resume
-                };
-                (
-                    what,
-                    Some(job.abandoned_at(&self.config)),
-                    "it is cancelled",
-                )
-            }
+            JobState::Suspended if job.files.len() == 0 => owner(WaitingFor::Files),
+            JobState::Suspended => owner(WaitingFor::Resume),
             JobState::Queued => self.why_queued(job),
             JobState::Connecting => {
-                let until = job.turn.as_ref().map(|turn| turn.is_stuck_at());
+                let until = job.turn.as_ref().map(Turn::is_stuck_at);
                 (WaitingFor::FirstBytes, until, "it lets other jobs go first")
             }
             JobState::Transferring => {
@@ -105,14 +98,8 @@ impl Jobs {
                 )
             }
             JobState::TransientError { error } => why_faltered(job, error, self.network_up),
-            JobState::Error { error } => {
-                let until = Some(job.abandoned_at(&self.config));
-                (WaitingFor::Owner(error.clone()), until, "it is cancelled")
-            }
-            JobState::Transferred { placing: None } => {
-                let until = Some(job.abandoned_at(&self.config));
-                (WaitingFor::Completion, until, "it is cancelled")
-            }
+            JobState::Error { error } => owner(WaitingFor::Owner(error.clone())),
+            JobState::Transferred { placing: None } => owner(WaitingFor::Completion),
             JobState::Transferred { placing: Some(_) } => {
                 let left = job.files.placing();
                 (WaitingFor::Placing { left }, None, "it is done")

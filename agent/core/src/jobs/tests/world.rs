@@ -263,9 +263,7 @@ impl World {
     pub(super) fn pass(&mut self, span: Duration) {
         let end = self.now.time.after(span);
         while let Some((due, _)) = self.jobs.next_deadline().filter(|(due, _)| *due <= end) {
-            self.set_time(due.max(self.now.time));
-            self.jobs.handle_timeout(self.now);
-            self.drain();
+            self.jump(due.since(self.now.time));
         }
         self.set_time(end);
     }
@@ -273,8 +271,12 @@ impl World {
     /// Time jumps, as over a sleep of the machine.
     pub(super) fn jump(&mut self, span: Duration) {
         self.set_time(self.now.time.after(span));
+        let cut = self.power.is_some();
         self.jobs.handle_timeout(self.now);
         self.drain();
+        let next = self.jobs.next_deadline();
+        let over = next.is_some_and(|(at, _)| at <= self.now.time);
+        assert!(cut || !over, "{next:?} is over");
     }
 
     fn set_time(&mut self, time: JobTime) {
