@@ -353,6 +353,9 @@ fn check_journal(world: &World, id: JobId, job: &Job) {
         let written = &world.journal.files[&(id, index)];
         assert_eq!(written.state, file.record.state);
         assert_eq!(written.spec, file.record.spec);
+        let left = file.record.state == (FileState::Dropped { discarded: false });
+        let goes = file.transfer.is_some() || world.discards.contains(&(id, index));
+        assert!(!left || goes, "what is dropped is removed");
         let transfer = world.transfers.get(&(id, index));
         let attempt = file.transfer.map(|transfer| transfer.attempt);
         assert_eq!(transfer.map(|transfer| transfer.attempt), attempt);
