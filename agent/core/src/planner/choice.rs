@@ -13,6 +13,10 @@ use crate::{SegmentRange, SegmentSet};
 /// Adjacent segments of about so many bytes go into one request.
 pub(super) const REQUEST_BYTES: u64 = 1 << 20;
 
+/// So many blocks are compared for one request: all of a content of 128 MiB. Of a longer one the rarest of so many, from a place
+/// drawn by chance on: looking at all 4,096 cost 12 us a segment where neighbours held parts.
+const BLOCKS_COMPARED: u32 = 512;
+
 /// The segments that are neither there nor on their way.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -168,7 +172,10 @@ pub(super) fn choose(
     let count = open.blocks.count();
     let turn = rng.random_range(0..count.max(1));
     let mut best: Option<(u32, SegmentIndex, SegmentRange)> = None;
-    for at in (turn..count).chain(0..turn) {
+    for (compared, at) in (0..).zip((turn..count).chain(0..turn)) {
+        if compared >= BLOCKS_COMPARED && best.is_some() {
+            break;
+        }
         if open.of_block[at as usize] == 0 {
             continue;
         }

@@ -11,7 +11,8 @@ use branchline_hashing::SegmentIndex;
 use rand::RngExt;
 
 use super::Planner;
-use crate::swarm::BlockIndex;
+use super::neighbours::Neighbours;
+use crate::swarm::{BlockIndex, MAX_LESSEES};
 use crate::{PeerId, SegmentRange, SegmentSet};
 
 /// Of those who watch one member the next one asks after so long: four do before the first of them can have told
@@ -21,6 +22,10 @@ const TURN: Duration = Duration::from_millis(15);
 /// But no longer than so small a part of the time that others have to bring anything: what comes over several
 /// members is to be there by then.
 const SHARE_OF_A_WAIT: u32 = 4;
+
+/// In a swarm no larger nobody waits: whoever fetched as much as half of the file and sends it to all others has sent
+/// eight times the file.
+const SMALL_SWARM: usize = 4 * MAX_LESSEES;
 
 #[derive(Debug)]
 pub(super) struct Fresh {
@@ -79,12 +84,13 @@ impl Planner {
     /// What a neighbour is the first to have fetched waits for a second one, adjacent segments of a block together.
     pub(super) fn hear_of_more(&mut self, now: Instant, peer: PeerId, more: &[SegmentRange]) {
         let size = self.done.size();
+        let all_may_ask = self.swarm_is_small();
         for range in more.iter().filter(|range| range.end() <= size) {
             let mut drawn: Option<(BlockIndex, Instant)> = None;
             for index in range.iter() {
                 if !self.fresh.hear(index) {
                     self.release(index);
-                } else if self.open.set().contains(index) {
+                } else if !all_may_ask && self.open.set().contains(index) {
                     let block = self.blocks.of_segment(index);
                     let until = match drawn {
                         Some((of, until)) if of == block => until,
@@ -96,6 +102,11 @@ impl Planner {
                 }
             }
         }
+    }
+
+    fn swarm_is_small(&self) -> bool {
+        let size = self.neighbours.as_ref().map(Neighbours::swarm_size);
+        size.is_some_and(|size| size <= SMALL_SWARM)
     }
 
     /// How long this member waits before it asks `peer` for what it alone holds.

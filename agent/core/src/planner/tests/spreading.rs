@@ -52,6 +52,32 @@ fn of_many_who_watch_a_fetcher_few_ask_before_others_can_hold_what_it_fetched() 
 }
 
 #[test]
+fn in_a_small_swarm_what_a_neighbour_fetched_is_asked_for_at_once() {
+    let now = Instant::now();
+    for (others, at_once) in [(15, true), (16, false), (40, false)] {
+        let members: Vec<PeerId> = (1..=others).map(peer).collect();
+        let mut planner = in_branch(now, 2000, OriginAccess::Closed, &members);
+        let steward = steward_asked(&mut planner);
+        let peers = members.iter().map(|peer| SwarmPeer {
+            peer: *peer,
+            has_manifest: true,
+        });
+        let answer = Answer {
+            peers: peers.take(24).collect(),
+            ..Answer::default()
+        };
+        planner.handle_answer(now, steward, &answer);
+        for member in members.iter().take(15) {
+            planner.handle_joined(now, *member, SegmentSet::empty(2000));
+        }
+        drain(&mut planner);
+        planner.handle_have_more(now, peer(1), [range(0, 1)]);
+        let asked = transfers(&mut planner);
+        assert_eq!(!asked.is_empty(), at_once, "{others} others: {asked:?}");
+    }
+}
+
+#[test]
 fn a_second_holder_ends_the_wait_and_who_has_given_least_is_asked() {
     let now = Instant::now();
     for seed in 0..8 {

@@ -49,6 +49,10 @@ impl Ledger {
         }
     }
 
+    pub(super) fn blocks(&self) -> usize {
+        self.holders.len()
+    }
+
     pub(super) fn free(&self) -> u32 {
         self.free.len()
     }

@@ -9,6 +9,12 @@ use super::{Member, Table};
 use crate::PeerId;
 use crate::swarm::{Answer, BlockRange, Grant, MAX_LEASES};
 
+/// A content has so many blocks for each lease at once: from 16 MiB on [`RUNS_IN_ALL`].
+const BLOCKS_A_RUN: usize = 8;
+
+/// Two leases at least: one fills the line while the other ends and the next begins.
+const LEAST_RUNS: usize = 2;
+
 /// So many members that can use nothing but the whole do not keep those behind them from a run.
 const PASSED_OVER: usize = 2 * MAX_LESSEES;
 
@@ -135,6 +141,12 @@ impl Table {
         self.set_due(id, heard.map(|heard| heard + LESSEE_SILENCE));
     }
 
+    /// How many leases there are at once: fewer of a short content, so that its first segments, which share the line,
+    /// come before members lose patience.
+    fn runs_in_all(&self) -> usize {
+        (self.ledger.blocks() / BLOCKS_A_RUN).clamp(LEAST_RUNS, RUNS_IN_ALL)
+    }
+
     fn next_run(&mut self, now: Instant, id: PeerId, most: u32) -> Option<BlockRange> {
         if !self.may_lease(id) {
             return None;
@@ -147,7 +159,7 @@ impl Table {
         let of_one = if alone {
             RUNS_OF_ONE
         } else {
-            (RUNS_IN_ALL / lessees.len()).clamp(2, RUNS_OF_ONE)
+            (self.runs_in_all() / lessees.len()).clamp(1, RUNS_OF_ONE)
         };
         if has >= of_one {
             return None;
@@ -156,7 +168,11 @@ impl Table {
         if most == u32::MAX {
             return self.ledger.grant_all(now, id);
         }
-        let runs = if alone { RUNS_OF_ONE } else { RUNS_IN_ALL };
+        let runs = if alone {
+            RUNS_OF_ONE
+        } else {
+            self.runs_in_all()
+        };
         let share = self.ledger.free() / u32::try_from(2 * runs).unwrap_or(u32::MAX);
         let spreads = self.members.get(&id).is_some_and(|member| member.spreads);
         let most = if alone || spreads {
