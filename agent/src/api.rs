@@ -9,17 +9,18 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use branchline_core::PeerId;
+pub use branchline_core::jobs;
 use branchline_hashing::{Blake3Digest, ContentKey, Sha256Digest};
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 use url::Url;
 
 /// What the control API asks for, and the engine does.
 pub trait Backend: Send + Sync + 'static {
-    /// Starts a download and tells how it goes on. The last event is [`GetEvent::Done`] or
-    /// [`GetEvent::Failed`]; dropping the receiver cancels the download, its partial file stays.
-    fn get(&self, request: GetRequest) -> mpsc::Receiver<GetEvent>;
+    /// Starts a download with the rights of the user `uid`, and tells how it goes on. The last event is
+    /// [`GetEvent::Done`] or [`GetEvent::Failed`]; dropping the stream cancels the download, its partial file stays.
+    fn get(&self, uid: u32, request: GetRequest) -> BoxStream<'static, GetEvent>;
 
     /// What this agent is and does.
     fn status(&self) -> BoxFuture<'_, Result<Status, Failure>>;

@@ -6,3 +6,5 @@ pub mod control;
 pub mod service;
 
 mod engine;
+mod jobs;
+mod owner;

@@ -3,7 +3,7 @@
 //! The store's lock is the state directory's: it is taken first and given back last, so that two
 //! processes never share a state directory.
 
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,8 +13,9 @@ use branchline_discovery::{Discovery, DiscoveryConfig, Identity, Member, Members
 use branchline_exchange::{Exchange, ExchangeOptions, Listen, StewardSeat, UploadStats};
 use branchline_origin::{Origin, OriginOptions};
 use branchline_store::{ContentSummary, OpenError, Store, StoreOptions};
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,9 @@ use crate::api::{
 };
 use crate::config::Config;
 use crate::control::{self, ControlSocket};
-use crate::engine::{self, Engine, Parts};
+use crate::engine::{self, Engine, Errand, Parts};
+use crate::jobs::{self, DeskTask, JobDesk};
+use crate::owner::Owner;
 
 /// How long a download without an agent waits for the first neighbour to answer: mDNS was measured
 /// at 0.14 s for sixteen hosts.
@@ -56,12 +59,19 @@ pub async fn run(
     ready: impl FnOnce(&Running),
 ) -> Result<(), Failure> {
     let running = Arc::new(Running::start(&config, state_dir).await?);
-    let served = match ControlSocket::bind(state_dir) {
-        Ok(socket) => {
-            ready(&running);
-            serve(socket, Arc::clone(&running), stop).await
+    let served = match running.open_desk().await {
+        Ok((desk, task)) => {
+            let served = match ControlSocket::bind(state_dir) {
+                Ok(socket) => {
+                    ready(&running);
+                    serve(socket, Arc::clone(&running), desk, stop).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            task.shut_down().await;
+            served
         }
-        Err(error) => Err(error.into()),
+        Err(failure) => Err(failure),
     };
     match Arc::into_inner(running) {
         Some(running) => running.shut_down(false).await,
@@ -73,9 +83,10 @@ pub async fn run(
 async fn serve(
     socket: ControlSocket,
     running: Arc<Running>,
+    desk: JobDesk,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    let served = control::serve(socket, running, stop).await;
+    let served = control::serve(socket, running, Some(desk), stop).await;
     served.map_err(|error| Failure::new(FailureKind::LocalDisk, format!("control socket: {error}")))
 }
 
@@ -172,6 +183,19 @@ impl Running {
         })
     }
 
+    /// Takes up the jobs.
+    async fn open_desk(&self) -> Result<(JobDesk, DeskTask), Failure> {
+        let shared = self.engine.shared();
+        JobDesk::open(jobs::Parts {
+            config: branchline_core::jobs::Config::default(),
+            state_dir: self.state_dir.clone(),
+            store: shared.store.clone(),
+            downloads: self.engine.downloads(),
+            origin: shared.origin.clone(),
+        })
+        .await
+    }
+
     /// Who this agent is.
     pub fn peer_id(&self) -> PeerId {
         self.peer_id
@@ -189,8 +213,8 @@ impl Running {
 
     async fn pass_on(&self, request: GetRequest, out: &mpsc::Sender<GetEvent>) {
         self.meet_peers().await;
-        let mut events = self.engine.get(request);
-        while let Some(event) = events.recv().await {
+        let mut events = self.engine.get(Errand::plain(request, Owner::Process));
+        while let Some(event) = events.next().await {
             if out.send(event).await.is_err() {
                 return;
             }
@@ -258,8 +282,8 @@ impl Running {
 }
 
 impl Backend for Running {
-    fn get(&self, request: GetRequest) -> mpsc::Receiver<GetEvent> {
-        self.engine.get(request)
+    fn get(&self, uid: u32, request: GetRequest) -> BoxStream<'static, GetEvent> {
+        self.engine.get(Errand::plain(request, Owner::of(uid)))
     }
 
     fn status(&self) -> BoxFuture<'_, Result<Status, Failure>> {
@@ -356,12 +380,15 @@ fn cache_entry(store: &Store, summary: ContentSummary) -> Option<CacheEntry> {
     })
 }
 
-/// The state directory is its owner's alone: it holds the identity and the control socket.
+/// The state directory is its owner's alone: it holds the identity. Where it is root's others may go through it to the
+/// control socket, whose name they know; all else in it is closed to them.
 fn make_state_dir(dir: &Path) -> Result<(), Failure> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir);
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(dir);
+    let made = made.and_then(|()| match rustix::process::geteuid().is_root() {
+        true => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711)),
+        false => Ok(()),
+    });
     made.map_err(|error| {
         let message = format!(
             "state directory {}: {error}; choose another with --state-dir, or make it writable",

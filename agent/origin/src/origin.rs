@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
+};
 use reqwest::{Method, Response};
 use tokio::time::timeout;
 use url::Url;
@@ -83,6 +85,34 @@ impl Origin {
         })
     }
 
+    /// Posts JSON and wants a status of 2xx. Redirects are not followed: a webhook that has moved is somebody else's.
+    ///
+    /// # Errors
+    /// [`OriginError`] when it is not taken.
+    pub async fn post_json(&self, url: &Url, body: Vec<u8>) -> Result<(), OriginError> {
+        let (url, login) = without_login(url.clone());
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(value) = login.as_ref().and_then(Login::basic) {
+            headers.insert(AUTHORIZATION, value);
+        }
+        let request = self
+            .shared
+            .client
+            .post(url.clone())
+            .headers(headers)
+            .body(body);
+        let response = self.in_time(&url, request).await?;
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            status => Err(OriginError::of_status(
+                Place::of(&url),
+                status,
+                response.headers(),
+            )),
+        }
+    }
+
     async fn send_once(
         &self,
         method: &Method,
@@ -94,6 +124,14 @@ impl Origin {
             .client
             .request(method.clone(), url.clone())
             .headers(headers);
+        self.in_time(url, request).await
+    }
+
+    async fn in_time(
+        &self,
+        url: &Url,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, OriginError> {
         let patience = self.shared.connect_timeout + self.shared.stall_timeout;
         match timeout(patience, request.send()).await {
             Ok(Ok(response)) => Ok(response),
@@ -134,9 +172,10 @@ impl Origin {
     ) -> Option<&'a Login> {
         let host = url.host_str().unwrap_or_default();
         let asked_for = target.vouches_for(url);
-        from_url
-            .or_else(|| target.login_for(url))
-            .or_else(|| self.shared.netrc.login(host, asked_for))
+        from_url.or_else(|| target.login_for(url)).or_else(|| {
+            let netrc = target.may_use_netrc().then_some(&self.shared.netrc);
+            netrc?.login(host, asked_for)
+        })
     }
 }
 

@@ -38,6 +38,7 @@ pub struct Target {
     url: Url,
     headers: HeaderMap,
     login: Option<Login>,
+    without_netrc: bool,
 }
 
 /// A URL or header that cannot be asked for.
@@ -88,7 +89,31 @@ impl Target {
             url,
             headers: map,
             login,
+            without_netrc: false,
         })
+    }
+
+    /// With these credentials for its origin, whatever the URL says.
+    #[must_use]
+    pub fn with_login(self, user: String, password: String) -> Self {
+        Self {
+            login: Some(Login { user, password }),
+            ..self
+        }
+    }
+
+    /// Without the credentials of the netrc file: that is another user's.
+    #[must_use]
+    pub fn without_netrc(self) -> Self {
+        Self {
+            without_netrc: true,
+            ..self
+        }
+    }
+
+    /// Whether the credentials of the netrc file are for its user.
+    pub(crate) fn may_use_netrc(&self) -> bool {
+        !self.without_netrc
     }
 
     /// The URL, without credentials and fragment.

@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::{Method, Request, Response, StatusCode, header};
+use branchline_core::jobs::{
+    FileIndex, JobId, JobSpec, JobView, Page, Request as JobRequest, StateKind,
+};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -66,6 +70,19 @@ impl From<ClientError> for Failure {
             | ClientError::Connect { .. }
             | ClientError::NoAnswer { .. } => Self::new(FailureKind::AgentUnreachable, error),
         }
+    }
+}
+
+/// Tells when something has happened to jobs. Ends when the agent does.
+pub struct EventStream {
+    body: Incoming,
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl EventStream {
+    /// Waits for the next word of the agent, which may be that all is well; `false` when it has gone. Cancel-safe.
+    pub async fn next(&mut self) -> bool {
+        matches!(self.body.frame().await, Some(Ok(_)))
     }
 }
 
@@ -142,6 +159,99 @@ impl Client {
         })
     }
 
+    /// Makes a job.
+    ///
+    /// # Errors
+    /// [`ClientError`] without an answer, or when the agent refuses.
+    pub async fn create_job(&self, spec: &JobSpec) -> Result<JobView, ClientError> {
+        self.tell(Method::POST, "/v1/jobs", Some(spec)).await
+    }
+
+    /// A job, with its files from `first` on.
+    ///
+    /// # Errors
+    /// [`ClientError`] without an answer, or when there is no such job.
+    pub async fn job(&self, job: JobId, first: FileIndex) -> Result<JobView, ClientError> {
+        self.ask(&format!("/v1/jobs/{job}?file={first}")).await
+    }
+
+    /// A page of jobs: those with numbers above `after`, in these states where some are named.
+    ///
+    /// # Errors
+    /// [`ClientError`] without an answer.
+    pub async fn jobs(
+        &self,
+        states: &[StateKind],
+        after: Option<JobId>,
+    ) -> Result<Page, ClientError> {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        if !states.is_empty() {
+            let words: Vec<&str> = states.iter().map(|state| state.word()).collect();
+            query.append_pair("state", &words.join(","));
+        }
+        if let Some(after) = after {
+            query.append_pair("after", &after.to_string());
+        }
+        self.ask(&format!("/v1/jobs?{}", query.finish())).await
+    }
+
+    /// Asks something of a job; the answer is the job as it is then.
+    ///
+    /// # Errors
+    /// [`ClientError`] without an answer, or when the agent refuses.
+    pub async fn request(&self, job: JobId, request: &JobRequest) -> Result<JobView, ClientError> {
+        let route = |what: &str| format!("/v1/jobs/{job}{what}");
+        let nothing = None::<&()>;
+        match request {
+            JobRequest::Resume => self.tell(Method::POST, &route("/resume"), nothing).await,
+            JobRequest::Suspend => self.tell(Method::POST, &route("/suspend"), nothing).await,
+            JobRequest::Complete => self.tell(Method::POST, &route("/complete"), nothing).await,
+            JobRequest::Cancel => self.tell(Method::POST, &route("/cancel"), nothing).await,
+            JobRequest::AddFiles(files) => {
+                self.tell(Method::POST, &route("/files"), Some(files)).await
+            }
+            JobRequest::Set(change) => self.tell(Method::PATCH, &route(""), Some(change)).await,
+            JobRequest::ReplaceUrl { file, url } => {
+                let body = serde_json::json!({ "url": url });
+                let route = route(&format!("/files/{file}/url"));
+                self.tell(Method::PUT, &route, Some(&body)).await
+            }
+            JobRequest::ReplacePrefix { from, to } => {
+                let body = serde_json::json!({ "from": from, "to": to });
+                self.tell(Method::POST, &route("/replace-prefix"), Some(&body))
+                    .await
+            }
+        }
+    }
+
+    /// What happens from now on, to this job or to all; the numbers of events, and nothing else.
+    ///
+    /// # Errors
+    /// [`ClientError`] without an answer.
+    pub async fn events(&self, job: Option<JobId>) -> Result<EventStream, ClientError> {
+        let query = job.map_or_else(String::new, |job| format!("?job={job}"));
+        let route = format!("/v1/events{query}");
+        let (body, connection) = self.send(Method::GET, &route, Vec::new()).await?;
+        Ok(EventStream {
+            body,
+            _connection: connection,
+        })
+    }
+
+    async fn tell<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        route: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let body = body.map(serde_json::to_vec).transpose();
+        let body = body.map_err(|error| self.no_answer(error.to_string()))?;
+        let (body, _connection) = self.send(method, route, body.unwrap_or_default()).await?;
+        let bytes = self.whole(body).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| self.no_answer(format!("its answer is another version's: {error}")))
+    }
+
     async fn ask<T: DeserializeOwned>(&self, route: &str) -> Result<T, ClientError> {
         let (body, _connection) = self.send(Method::GET, route, Vec::new()).await?;
         let bytes = self.whole(body).await?;
@@ -165,7 +275,7 @@ impl Client {
             .expect("the routes are valid URIs");
         let (answer, connection) = self.in_time(self.exchange(request)).await??;
         match answer.status() {
-            StatusCode::OK => Ok((answer.into_body(), connection)),
+            StatusCode::OK | StatusCode::CREATED => Ok((answer.into_body(), connection)),
             status => Err(self.refusal(status, answer.into_body()).await),
         }
     }

@@ -1,17 +1,18 @@
 //! The control API: how commands talk to a running agent.
 //!
 //! HTTP/1.1 with JSON over the Unix socket `control.sock` in the state directory; every route is
-//! in `docs/control-api.md`. Only this user and root get in: the socket has mode 0600, and the
-//! kernel's word on who called is checked as well. The server does nothing itself: it hands
-//! requests to a [`Backend`](crate::api::Backend).
+//! in `docs/control-api.md`. The kernel says who called. An agent of root serves all users, each his own jobs; another
+//! agent its own user and root. The server does nothing itself: it hands requests to a
+//! [`Backend`](crate::api::Backend) and to the desk of the jobs.
 
 mod client;
+mod jobs;
 mod problem;
 mod server;
 mod socket;
 
-pub use client::{Client, ClientError, GetStream};
-pub use server::serve;
+pub use client::{Client, ClientError, EventStream, GetStream};
+pub(crate) use server::serve;
 pub use socket::{BindError, ControlSocket, SOCKET_NAME};
 
 /// A line of events or a request is a few hundred bytes; a cache list is the longest, at some 300

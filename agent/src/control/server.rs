@@ -12,31 +12,35 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
-use axum::{Json, Router};
-use futures_util::stream::{self, Stream};
+use axum::{Extension, Json, Router};
+use branchline_core::jobs::UserId;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream, Stream};
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
-use super::{ControlSocket, EVENT_LINES, MAX_REQUEST_BYTES};
+use super::{ControlSocket, EVENT_LINES, MAX_REQUEST_BYTES, jobs};
 use crate::api::{
     Backend, CacheEntry, Failure, FailureKind, GetEvent, GetRequest, PeerInfo, Status,
 };
+use crate::jobs::JobDesk;
 
 /// Serves until `stop` is cancelled: then downloads that commands wait for end as interrupted,
 /// other answers are finished, and the socket's file is removed.
 ///
 /// # Errors
 /// None today; axum keeps the right to.
-pub async fn serve(
+pub(crate) async fn serve(
     socket: ControlSocket,
     backend: Arc<dyn Backend>,
+    desk: Option<JobDesk>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let (listener, _file) = socket.into_parts();
     let service = router(Shared {
         backend,
+        desk,
         stop: stop.clone(),
     });
     axum::serve(
@@ -48,9 +52,11 @@ pub async fn serve(
 }
 
 #[derive(Clone)]
-struct Shared {
+pub(super) struct Shared {
     backend: Arc<dyn Backend>,
-    stop: CancellationToken,
+    /// None in an agent that keeps no jobs.
+    pub(super) desk: Option<JobDesk>,
+    pub(super) stop: CancellationToken,
 }
 
 fn router(shared: Shared) -> Router {
@@ -59,32 +65,50 @@ fn router(shared: Shared) -> Router {
         .route("/v1/peers", get(peers))
         .route("/v1/cache", get(cache))
         .route("/v1/get", post(start_get))
+        .merge(jobs::routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .layer(middleware::from_fn(refuse_strangers))
+        .layer(middleware::from_fn(admit))
         .with_state(shared)
 }
 
-async fn status(State(shared): State<Shared>) -> Result<Json<Status>, Problem> {
-    Ok(Json(shared.backend.status().await?))
+async fn status(
+    State(shared): State<Shared>,
+    Extension(user): Extension<User>,
+) -> Result<Json<Status>, Problem> {
+    let mut status = shared.backend.status().await?;
+    if !user.administrates {
+        // What others download is theirs to know.
+        status.jobs.clear();
+    }
+    Ok(Json(status))
 }
 
 async fn peers(State(shared): State<Shared>) -> Result<Json<Vec<PeerInfo>>, Problem> {
     Ok(Json(shared.backend.peers().await?))
 }
 
-async fn cache(State(shared): State<Shared>) -> Result<Json<Vec<CacheEntry>>, Problem> {
+async fn cache(
+    State(shared): State<Shared>,
+    Extension(user): Extension<User>,
+) -> Result<Json<Vec<CacheEntry>>, Problem> {
+    if !user.administrates {
+        return Err(strange(
+            "the contents of the store open them; they are for the agent's user and root",
+        ));
+    }
     Ok(Json(shared.backend.cache().await?))
 }
 
 async fn start_get(
     State(shared): State<Shared>,
+    Extension(user): Extension<User>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let request = read_request(body)?;
     tracing::debug!(?request, "get");
-    let events = event_lines(shared.backend.get(request), shared.stop);
+    let events = event_lines(shared.backend.get(user.uid, request), shared.stop);
     Ok((
         [(header::CONTENT_TYPE, EVENT_LINES)],
         Body::from_stream(events),
@@ -110,7 +134,7 @@ fn read_request(body: Result<Bytes, BytesRejection>) -> Result<GetRequest, Probl
 /// One line an event. When hyper drops this, for the command has gone, the receiver goes with it
 /// and the download is cancelled.
 fn event_lines(
-    events: mpsc::Receiver<GetEvent>,
+    events: BoxStream<'static, GetEvent>,
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
     stream::unfold(Some((events, stop)), async |open| {
@@ -123,11 +147,14 @@ fn event_lines(
 }
 
 /// What the engine says has precedence over the stop, so that a download that is done counts.
-async fn next_event(events: &mut mpsc::Receiver<GetEvent>, stop: &CancellationToken) -> GetEvent {
+async fn next_event(
+    events: &mut BoxStream<'static, GetEvent>,
+    stop: &CancellationToken,
+) -> GetEvent {
     let failed = |kind, message| GetEvent::Failed(Failure::new(kind, message));
     tokio::select! {
         biased;
-        event = events.recv() => event.unwrap_or_else(|| {
+        event = events.next() => event.unwrap_or_else(|| {
             failed(FailureKind::AgentUnreachable, "get: the agent dropped the download; see its log")
         }),
         () = stop.cancelled() => failed(
@@ -184,23 +211,50 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
     }
 }
 
-async fn refuse_strangers(
+/// Who asks, and what he may.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    /// Whether everything is open to him: root, or whoever runs the agent.
+    pub(super) administrates: bool,
+}
+
+impl User {
+    /// As the jobs know him.
+    pub(super) fn caller(self) -> branchline_core::jobs::Caller {
+        branchline_core::jobs::Caller {
+            user: UserId(self.uid),
+            administrates: self.administrates,
+        }
+    }
+}
+
+async fn admit(
     ConnectInfo(caller): ConnectInfo<Caller>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let own = rustix::process::geteuid().as_raw();
-    match caller.uid {
-        Some(uid) if uid == own || uid == 0 => next.run(request).await,
+    let user = caller.uid.map(|uid| User {
+        uid,
+        administrates: uid == own || uid == 0,
+    });
+    match user {
+        Some(user) if user.administrates || own == 0 => {
+            request.extensions_mut().insert(user);
+            next.run(request).await
+        }
         Some(_) | None => {
             tracing::warn!(?caller, "control API: another user was refused");
-            let message = "control API: this agent belongs to another user; run the command as that user or as root";
-            let failure = Failure::new(FailureKind::AgentUnreachable, message);
-            Problem {
-                status: StatusCode::FORBIDDEN,
-                failure,
-            }
-            .into_response()
+            strange("this agent belongs to another user; run the command as that user or as root")
+                .into_response()
         }
+    }
+}
+
+fn strange(why: &str) -> Problem {
+    Problem {
+        status: StatusCode::FORBIDDEN,
+        failure: Failure::new(FailureKind::AgentUnreachable, format!("control API: {why}")),
     }
 }

@@ -81,7 +81,7 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Makes the socket, with mode 0600. The caller holds the state directory's lock: what stands
+    /// Makes the socket: for all users where the agent is root's, else with mode 0600. The caller holds the state directory's lock: what stands
     /// under the socket's name is then the remains of a dead agent, and is replaced at one blow.
     ///
     /// # Errors
@@ -137,7 +137,9 @@ fn listen(before: &Path, path: &Path) -> io::Result<UnixListener> {
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(before)?;
-    fs::set_permissions(before, fs::Permissions::from_mode(0o600))?;
+    let for_all = rustix::process::geteuid().is_root();
+    let mode = if for_all { 0o666 } else { 0o600 };
+    fs::set_permissions(before, fs::Permissions::from_mode(mode))?;
     fs::rename(before, path)?;
     Ok(listener)
 }

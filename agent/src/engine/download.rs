@@ -1,6 +1,7 @@
 //! One download from request to report.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ use crate::engine::turns::Turn;
 use crate::engine::undescribed::{Ended, Undescribed, UndescribedError};
 use crate::engine::ways::{self, Distrusted, Table, TableMaker, Way};
 use crate::engine::{Shared, blocking};
+use crate::owner::Owner;
 
 /// A file that changes while it is fetched is started anew so often.
 const ATTEMPTS: u32 = 4;
@@ -40,13 +42,14 @@ const COPY_SEGMENTS: usize = 512;
 /// Downloads one file. Dropping it stops at the next await; what is written stays.
 pub(super) async fn run(
     shared: &Shared,
-    request: &GetRequest,
+    errand: &Errand,
     meter: &mut Meter,
 ) -> Result<GetReport, GetError> {
     let started = Instant::now();
-    let target = Target::new(request.url.as_str(), request.headers.clone())?;
-    let path = request.path.clone();
-    let partial = Arc::new(blocking(move || Partial::open(&path)).await?);
+    let request = &errand.request;
+    let target = errand.target()?;
+    let (path, owner) = (errand.appears_at.clone(), errand.owner);
+    let partial = Arc::new(blocking(move || Partial::open(&path, owner)).await?);
     let download = Download {
         shared,
         request,
@@ -67,6 +70,55 @@ pub(super) async fn run(
         trust: delivered.trust,
         notices: meter.notices().to_vec(),
     })
+}
+
+/// What is downloaded, for whom, and where it appears.
+#[derive(Debug)]
+pub(crate) struct Errand {
+    /// What; its path is the name that people know.
+    pub(crate) request: GetRequest,
+    /// The name that the complete file gets: the same, or a hidden one beside it.
+    pub(crate) appears_at: PathBuf,
+    /// With whose rights.
+    pub(crate) owner: Owner,
+    /// User and password at the origin.
+    pub(crate) login: Option<Login>,
+}
+
+/// A user at an origin. Its `Debug` shows no password.
+pub(crate) struct Login {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Login { .. }")
+    }
+}
+
+impl Errand {
+    /// For whoever runs the agent, to its name at once.
+    pub(crate) fn plain(request: GetRequest, owner: Owner) -> Self {
+        Self {
+            appears_at: request.path.clone(),
+            request,
+            owner,
+            login: None,
+        }
+    }
+
+    fn target(&self) -> Result<Target, GetError> {
+        let target = Target::new(self.request.url.as_str(), self.request.headers.clone())?;
+        let target = match &self.login {
+            Some(Login { user, password }) => target.with_login(user.clone(), password.clone()),
+            None => target,
+        };
+        Ok(match self.owner {
+            Owner::Process => target,
+            Owner::User(_) => target.without_netrc(),
+        })
+    }
 }
 
 struct Download<'a> {

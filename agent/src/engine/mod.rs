@@ -42,18 +42,26 @@ use branchline_exchange::{ContentSource, Exchange, SeatEvents};
 use branchline_hashing::{ContentKey, Manifest};
 use branchline_origin::Origin;
 use branchline_store::Store;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{ByteCounts, GetEvent, GetRequest, Progress, TransferStatus, without_password};
+use crate::api::{
+    ByteCounts, GetEvent, GetReport, GetRequest, Progress, TransferStatus, without_password,
+};
 use crate::engine::announcing::{Announcing, HeldQueue};
-use crate::engine::error::GetError;
 use crate::engine::ingest::Ingest;
 use crate::engine::progress::{Meter, Totals};
 use crate::engine::serving::Shelf;
 use crate::engine::steward_desk::StewardDesk;
 use crate::engine::turns::Turns;
+
+pub(crate) use crate::engine::download::{Errand, Login};
+pub(crate) use crate::engine::error::GetError;
+pub(crate) use crate::engine::partial::{PartialError, partial_name};
 
 /// Events of one download that wait for its listener.
 const EVENT_QUEUE: usize = 64;
@@ -109,6 +117,22 @@ pub(crate) struct Engine {
     stop: CancellationToken,
 }
 
+/// Starts downloads. All of these go before the engine is shut down.
+#[derive(Clone)]
+pub(crate) struct Downloads {
+    shared: Arc<Shared>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What a download says of itself to the parts of this process.
+#[derive(Debug)]
+pub(crate) enum Word {
+    Progress(Progress),
+    Notice(String),
+    Ended(Result<GetReport, GetError>),
+}
+
 /// What an exchange serves from: made before the engine, for the exchange comes first.
 pub(crate) fn shelf(store: &Store) -> (Arc<Shelf>, Arc<dyn ContentSource>) {
     let shelf = Shelf::new(store.clone());
@@ -157,34 +181,28 @@ impl Engine {
         })
     }
 
-    /// Starts a download. Its last event is `Done` or `Failed`; dropping the receiver cancels it.
-    pub(crate) fn get(&self, request: GetRequest) -> mpsc::Receiver<GetEvent> {
-        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
-        self.downloads.spawn(async move {
-            let entry = Entry::new(&shared, &request);
-            let (id, running) = (entry.id, Arc::clone(&shared.running));
-            let shown = move |progress: &Progress| {
-                if let Some(status) = lock(&running).get_mut(&id) {
-                    status.progress = progress.clone();
-                }
+    /// Starts a download. Its last event is `Done` or `Failed`; dropping the stream cancels it.
+    pub(crate) fn get(&self, errand: Errand) -> BoxStream<'static, GetEvent> {
+        let (words, _) = self.downloads().start(errand);
+        let event = async |mut words: mpsc::Receiver<Word>| {
+            let event = match words.recv().await? {
+                Word::Progress(progress) => GetEvent::Progress(progress),
+                Word::Notice(notice) => GetEvent::Notice(notice),
+                Word::Ended(Ok(report)) => GetEvent::Done(report),
+                Word::Ended(Err(error)) => GetEvent::Failed(error.into()),
             };
-            let mut meter = Meter::new(Arc::clone(&shared.totals), events.clone(), shown);
-            let result = tokio::select! {
-                result = download::run(&shared, &request, &mut meter) => result,
-                () = events.closed() => Err(GetError::Cancelled),
-                () = stop.cancelled() => Err(GetError::Cancelled),
-            };
-            drop(entry);
-            let last = match result {
-                Ok(report) => GetEvent::Done(report),
-                Err(error) => GetEvent::Failed(error.into()),
-            };
-            // Nobody listening is what cancels downloads; then nobody needs the last word. Whoever
-            // listens and takes nothing must not keep the agent from ending.
-            let _ = tokio::time::timeout(LAST_WORD_TIME, events.send(last)).await;
-        });
-        receiver
+            Some((event, words))
+        };
+        stream::unfold(words, event).boxed()
+    }
+
+    /// What starts downloads, for a part that outlives a borrow.
+    pub(crate) fn downloads(&self) -> Downloads {
+        Downloads {
+            shared: Arc::clone(&self.shared),
+            tracker: self.downloads.clone(),
+            stop: self.stop.clone(),
+        }
     }
 
     /// The downloads that run now.
@@ -242,6 +260,36 @@ impl Engine {
         if let Err(error) = store.flush_and_close() {
             tracing::warn!(%error, "closing the store failed");
         }
+    }
+}
+
+impl Downloads {
+    /// Starts a download. Its last word is `Ended`; dropping the receiver cancels it.
+    /// When the task has ended as well, nothing writes to its partial file any more.
+    pub(crate) fn start(&self, errand: Errand) -> (mpsc::Receiver<Word>, JoinHandle<()>) {
+        let (words, receiver) = mpsc::channel(EVENT_QUEUE);
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
+        let task = self.tracker.spawn(async move {
+            let entry = Entry::new(&shared, &errand.request);
+            let (id, running) = (entry.id, Arc::clone(&shared.running));
+            let shown = move |progress: &Progress| {
+                if let Some(status) = lock(&running).get_mut(&id) {
+                    status.progress = progress.clone();
+                }
+            };
+            let mut meter = Meter::new(Arc::clone(&shared.totals), words.clone(), shown);
+            let result = tokio::select! {
+                result = download::run(&shared, &errand, &mut meter) => result,
+                () = words.closed() => Err(GetError::Cancelled),
+                () = stop.cancelled() => Err(GetError::Cancelled),
+            };
+            drop(entry);
+            // Nobody listening is what cancels downloads; then nobody needs the last word. Whoever
+            // listens and takes nothing must not keep the agent from ending.
+            let last = words.send(Word::Ended(result));
+            let _ = tokio::time::timeout(LAST_WORD_TIME, last).await;
+        });
+        (receiver, task)
     }
 }
 

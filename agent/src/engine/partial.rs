@@ -14,6 +14,7 @@ use branchline_core::SegmentSet;
 use branchline_hashing::{Digest, Digester, Manifest, SegmentHash, VerifiedSegment};
 
 use crate::engine::linux;
+use crate::owner::Owner;
 
 /// Why the local side of a download failed.
 #[derive(Debug, thiserror::Error)]
@@ -63,14 +64,19 @@ pub(crate) struct Partial {
     file: File,
     path: PathBuf,
     target: PathBuf,
+    owner: Owner,
 }
 
 impl Partial {
-    /// Opens or makes the partial file of `target` and locks it.
+    /// Opens or makes the partial file of `target` with its owner's rights, and locks it.
     ///
     /// # Errors
     /// When the folder cannot be written to, or another download has the lock.
-    pub(crate) fn open(target: &Path) -> Result<Self, PartialError> {
+    pub(crate) fn open(target: &Path, owner: Owner) -> Result<Self, PartialError> {
+        acting(owner, target, || Self::open_as_owner(target, owner))
+    }
+
+    fn open_as_owner(target: &Path, owner: Owner) -> Result<Self, PartialError> {
         let bad = |why| PartialError::BadTarget {
             path: target.to_owned(),
             why,
@@ -121,6 +127,7 @@ impl Partial {
             file,
             path,
             target: target.to_owned(),
+            owner,
         })
     }
 
@@ -278,6 +285,10 @@ impl Partial {
     /// # Errors
     /// When the disk or the folder refuses; the partial file stays.
     pub(crate) fn finish(&self, length: u64) -> Result<(), PartialError> {
+        acting(self.owner, &self.target, || self.finish_as_owner(length))
+    }
+
+    fn finish_as_owner(&self, length: u64) -> Result<(), PartialError> {
         self.file
             .set_len(length)
             .map_err(|e| self.fail("resize", e))?;
@@ -331,6 +342,22 @@ impl Partial {
     }
 }
 
+/// Does what needs a path with the owner's rights.
+fn acting<T: Send>(
+    owner: Owner,
+    target: &Path,
+    work: impl FnOnce() -> Result<T, PartialError> + Send,
+) -> Result<T, PartialError> {
+    match owner.act(work) {
+        Ok(done) => done,
+        Err(source) => Err(PartialError::Io {
+            doing: "take on its owner's rights for",
+            path: target.to_owned(),
+            source,
+        }),
+    }
+}
+
 fn more(needed: Option<u64>) -> String {
     needed.map_or_else(String::new, |needed| {
         format!(": {needed} more bytes are needed")
@@ -345,7 +372,7 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 /// `.NAME.branchline-part`: hidden, and recognisable for those who clean up.
-fn partial_name(target: &std::ffi::OsStr) -> OsString {
+pub(crate) fn partial_name(target: &std::ffi::OsStr) -> OsString {
     let mut name = OsString::from(".");
     name.push(target);
     name.push(".branchline-part");
@@ -390,7 +417,7 @@ mod tests {
         let target = dir.path().join("f");
         let bytes = some_bytes(5 * SEGMENT + 100);
         let manifest = manifest_of(&bytes);
-        let partial = Partial::open(&target).expect("opened");
+        let partial = Partial::open(&target, Owner::Process).expect("opened");
         partial.reserve(manifest.file_length()).expect("room");
         assert!(partial.present(&manifest).expect("read").is_empty());
         for index in [1, 3, 5] {
@@ -409,7 +436,7 @@ mod tests {
             .write_all_at(&bytes[4 * SEGMENT..4 * SEGMENT + 10], 4 * SEGMENT as u64)
             .expect("written");
         drop(partial);
-        let partial = Partial::open(&target).expect("opened again");
+        let partial = Partial::open(&target, Owner::Process).expect("opened again");
         let present = partial.present(&manifest).expect("read");
         assert_eq!(present.iter().map(|i| i.0).collect::<Vec<_>>(), [1, 3, 5]);
     }
@@ -420,7 +447,7 @@ mod tests {
         let target = dir.path().join("f");
         std::fs::write(&target, "old").expect("written");
         std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o640)).expect("set");
-        let partial = Partial::open(&target).expect("opened");
+        let partial = Partial::open(&target, Owner::Process).expect("opened");
         partial
             .file
             .write_all_at(b"new content, too long", 0)
@@ -440,14 +467,14 @@ mod tests {
     fn a_partial_file_has_one_writer() {
         let dir = tempfile::tempdir().expect("a folder");
         let target = dir.path().join("f");
-        let first = Partial::open(&target).expect("opened");
+        let first = Partial::open(&target, Owner::Process).expect("opened");
         assert!(matches!(
-            Partial::open(&target),
+            Partial::open(&target, Owner::Process),
             Err(PartialError::InUse { .. })
         ));
         first.finish(0).expect("finished");
         // Its lock is on the finished file now and hinders nobody.
-        assert!(Partial::open(&target).is_ok());
+        assert!(Partial::open(&target, Owner::Process).is_ok());
     }
 
     #[test]
@@ -458,13 +485,13 @@ mod tests {
         std::fs::write(&precious, "precious").expect("written");
         std::os::unix::fs::symlink(&precious, &name).expect("linked");
         assert!(matches!(
-            Partial::open(&target),
+            Partial::open(&target, Owner::Process),
             Err(PartialError::Io { .. })
         ));
         std::fs::remove_file(&name).expect("removed");
         std::fs::hard_link(&precious, &name).expect("linked");
         assert!(matches!(
-            Partial::open(&target),
+            Partial::open(&target, Owner::Process),
             Err(PartialError::BadTarget { .. })
         ));
         assert_eq!(std::fs::read(&precious).expect("read"), b"precious");
@@ -474,16 +501,16 @@ mod tests {
     fn targets_that_are_no_files_are_refused() {
         let dir = tempfile::tempdir().expect("a folder");
         assert!(matches!(
-            Partial::open(dir.path()),
+            Partial::open(dir.path(), Owner::Process),
             Err(PartialError::BadTarget { .. })
         ));
         let nowhere = dir.path().join("missing").join("f");
         assert!(matches!(
-            Partial::open(&nowhere),
+            Partial::open(&nowhere, Owner::Process),
             Err(PartialError::Io { .. })
         ));
         assert!(matches!(
-            Partial::open(Path::new("/")),
+            Partial::open(Path::new("/"), Owner::Process),
             Err(PartialError::BadTarget { .. })
         ));
     }
@@ -491,7 +518,7 @@ mod tests {
     #[test]
     fn a_digest_is_of_the_files_bytes_and_no_more() {
         let dir = tempfile::tempdir().expect("a folder");
-        let partial = Partial::open(&dir.path().join("f")).expect("opened");
+        let partial = Partial::open(&dir.path().join("f"), Owner::Process).expect("opened");
         partial
             .file
             .write_all_at(b"abc and more", 0)

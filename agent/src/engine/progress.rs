@@ -8,7 +8,8 @@ use branchline_core::PeerId;
 use branchline_core::planner::Source;
 use tokio::sync::mpsc;
 
-use crate::api::{ByteCounts, GetEvent, Progress};
+use crate::api::{ByteCounts, Progress};
+use crate::engine::Word;
 use crate::engine::provisional::Sources;
 
 /// What moved since the agent started. Counters only: nothing is decided by them.
@@ -54,7 +55,7 @@ impl Totals {
 pub(crate) struct Meter {
     progress: Progress,
     totals: Arc<Totals>,
-    events: mpsc::Sender<GetEvent>,
+    words: mpsc::Sender<Word>,
     shown: Box<dyn Fn(&Progress) + Send>,
     notices: Vec<String>,
     /// Bytes done at the last report.
@@ -65,14 +66,14 @@ impl Meter {
     /// `shown` is called with each progress, for `status`.
     pub(crate) fn new(
         totals: Arc<Totals>,
-        events: mpsc::Sender<GetEvent>,
+        words: mpsc::Sender<Word>,
         shown: impl Fn(&Progress) + Send + 'static,
     ) -> Self {
         let shown = Box::new(shown);
         Self {
             progress: Progress::default(),
             totals,
-            events,
+            words,
             shown,
             notices: Vec::new(),
             reported: 0,
@@ -124,9 +125,7 @@ impl Meter {
         self.progress.waiting_for = waits.then(|| waiting_for.to_owned());
         (self.shown)(&self.progress);
         // A listener that is slow misses a step of the progress bar and nothing else.
-        let _ = self
-            .events
-            .try_send(GetEvent::Progress(self.progress.clone()));
+        let _ = self.words.try_send(Word::Progress(self.progress.clone()));
     }
 
     /// Tells the user a line.
@@ -134,7 +133,7 @@ impl Meter {
         tracing::info!("{text}");
         self.notices.push(text.clone());
         // Whoever waits for the download notices that nobody listens.
-        let _ = self.events.send(GetEvent::Notice(text)).await;
+        let _ = self.words.send(Word::Notice(text)).await;
     }
 
     /// Where the bytes came from so far.

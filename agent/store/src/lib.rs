@@ -32,4 +32,4 @@ pub use error::{IndexError, OpenError, StoreError};
 pub use hold::Hold;
 pub use options::{Clock, DEFAULT_KEEP_FREE_BYTES, MAX_SEGMENT_BYTES, PACK_BYTES, StoreOptions};
 pub use recovery::RecoveryReport;
-pub use store::{Store, StoreStats};
+pub use store::{NoteChange, Store, StoreStats};

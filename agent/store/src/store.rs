@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,6 +58,23 @@ pub(crate) struct Inner {
     pub(crate) report: RecoveryReport,
     /// Last, so that the lock goes after the index is closed.
     pub(crate) directory: Directory,
+}
+
+/// A change of the caller's notes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoteChange {
+    /// This value stands under this key from now on.
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: Vec<u8>,
+    },
+    /// Nothing stands under this key any more.
+    Remove {
+        /// The key.
+        key: String,
+    },
 }
 
 /// What the one thread that writes segments or evicts them knows. The same as the table `packs`,
@@ -134,10 +152,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the index fails.
     pub fn put_note(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
-        let mut batch = self.0.index.batch();
-        batch.put(Table::Notes, key.as_bytes(), value);
-        let result = batch.commit_synced().map_err(StoreError::from);
-        result.map_err(|error| error.or_no_space(self.0.dir(), value.len() as u64))
+        let (key, value) = (key.to_owned(), value.to_owned());
+        self.change_notes(&[NoteChange::Put { key, value }])
     }
 
     /// The value under a key.
@@ -148,14 +164,49 @@ impl Store {
         Ok(self.0.index.value(Table::Notes, key.as_bytes())?)
     }
 
-    /// Forgets a key; on disk when this returns.
+    /// Changes notes in this order, all together or none; on disk when this returns.
     ///
     /// # Errors
-    /// [`StoreError`] when the index fails.
-    pub fn remove_note(&self, key: &str) -> Result<(), StoreError> {
+    /// [`StoreError`] when the index fails, with nothing changed.
+    pub fn change_notes(&self, changes: &[NoteChange]) -> Result<(), StoreError> {
         let mut batch = self.0.index.batch();
-        batch.delete(Table::Notes, key.as_bytes());
-        Ok(batch.commit_synced()?)
+        let mut bytes = 0;
+        for change in changes {
+            match change {
+                NoteChange::Put { key, value } => {
+                    bytes += value.len() as u64;
+                    batch.put(Table::Notes, key.as_bytes(), value);
+                }
+                NoteChange::Remove { key } => batch.delete(Table::Notes, key.as_bytes()),
+            }
+        }
+        let result = batch.commit_synced().map_err(StoreError::from);
+        result.map_err(|error| error.or_no_space(self.0.dir(), bytes))
+    }
+
+    /// Shows all notes whose keys begin with `prefix`, in the order of their keys.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index fails; some may have been shown by then.
+    pub fn each_note(
+        &self,
+        prefix: &str,
+        mut show: impl FnMut(&str, &[u8]),
+    ) -> Result<(), StoreError> {
+        let scanned = self
+            .0
+            .index
+            .scan(Table::Notes, prefix.as_bytes(), |key, value| {
+                match std::str::from_utf8(key) {
+                    Ok(key) if key.starts_with(prefix) => {
+                        show(key, value);
+                        ControlFlow::Continue(())
+                    }
+                    // Every key was a text when it was put.
+                    Ok(_) | Err(_) => ControlFlow::Break(()),
+                }
+            });
+        Ok(scanned?)
     }
 
     /// Writes down what is only in memory, and closes the store if this is its last clone.

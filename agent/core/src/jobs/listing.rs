@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
+use serde::{Deserialize, Serialize};
+
 use super::config::MAX_PAGE;
 use super::job::Job;
 use super::{
@@ -22,7 +24,7 @@ pub struct Filter {
 }
 
 /// Part of a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// The jobs, in the order of their numbers.
     pub jobs: Vec<JobSummary>,

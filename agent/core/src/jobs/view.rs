@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use std::borrow::Cow;
+
 use branchline_hashing::Digest;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
 use super::job::Job;
@@ -14,7 +16,7 @@ use super::{
 };
 
 /// A row of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSummary {
     /// Its number.
     pub id: JobId,
@@ -47,7 +49,7 @@ pub struct JobSummary {
 }
 
 /// A job, with a page of its files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobView {
     /// As in a list.
     #[serde(flatten)]
@@ -73,7 +75,7 @@ pub struct JobView {
 }
 
 /// Settings without secrets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingsView {
     /// What people call it.
     pub name: String,
@@ -100,7 +102,7 @@ pub struct SettingsView {
 }
 
 /// A header.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeaderView {
     /// Its name.
     pub name: String,
@@ -109,7 +111,7 @@ pub struct HeaderView {
 }
 
 /// One file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileView {
     /// Which of its job.
     pub index: FileIndex,
@@ -122,7 +124,7 @@ pub struct FileView {
     /// What it must be.
     pub digest: Option<Digest>,
     /// `waiting`, `running`, `stopping`, `retry_later`, `failed`, `staged`, `placing`, `in_place` or `dropped`.
-    pub state: &'static str,
+    pub state: Cow<'static, str>,
     /// What failed.
     pub error: Option<ErrorView>,
     /// How many bytes it has.
@@ -136,7 +138,7 @@ pub struct FileView {
 }
 
 /// What failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorView {
     /// Where.
     pub context: ErrorContext,
@@ -254,7 +256,7 @@ fn file_view(now: JobTime, index: FileIndex, file: &File) -> FileView {
         path: record.spec.path.clone(),
         ranges: record.spec.ranges.clone(),
         digest: record.spec.digest,
-        state: file_state_word(file),
+        state: file_state_word(file).into(),
         error: error.map(|error| error_view(now, &error)),
         length: record.length,
         bytes: record.bytes,

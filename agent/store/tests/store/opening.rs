@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use branchline_store::{OpenError, Store};
+use branchline_store::{NoteChange, OpenError, Store};
 
 use crate::support::{MIB, TestChild, child_dir, options, segment, tell};
 
@@ -130,9 +130,23 @@ fn notes_are_kept_until_removed() {
     store.put_note("a", b"1").expect("put");
     store.put_note("b", b"2").expect("put");
     store.put_note("a", b"3").expect("put");
-    store.remove_note("b").expect("removed");
+    let put = |key: &str| NoteChange::Put {
+        key: key.into(),
+        value: key.into(),
+    };
+    let remove = NoteChange::Remove { key: "b".into() };
+    store
+        .change_notes(&[put("job/2"), put("job/10"), put("joc"), remove])
+        .expect("changed");
     drop(store);
     let store = Store::open(dir.path(), options(MIB)).expect("opens");
     assert_eq!(store.note("a").expect("read").as_deref(), Some(&b"3"[..]));
     assert_eq!(store.note("b").expect("read"), None);
+    let mut shown = Vec::new();
+    let show = |key: &str, value: &[u8]| {
+        assert_eq!(key.as_bytes(), value);
+        shown.push(key.to_owned());
+    };
+    store.each_note("job/", show).expect("read");
+    assert_eq!(shown, ["job/10", "job/2"]);
 }

@@ -6,6 +6,7 @@ mod bad_peers;
 mod common_start;
 mod digests;
 mod interrupted;
+mod jobs;
 mod local_trouble;
 mod network;
 mod once;

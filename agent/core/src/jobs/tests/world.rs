@@ -310,7 +310,7 @@ impl World {
         self.job(id).summary.state
     }
 
-    pub(super) fn file_states(&self, id: JobId) -> Vec<&'static str> {
+    pub(super) fn file_states(&self, id: JobId) -> Vec<std::borrow::Cow<'static, str>> {
         let files = self.job(id).file_page.into_iter();
         files.map(|file| file.state).collect()
     }

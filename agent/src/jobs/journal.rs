@@ -1,0 +1,203 @@
+//! Jobs on the disk: one note of the store for each job, file and notification.
+//!
+//! | key | value, sealed |
+//! |---|---|
+//! | `jobs/clock` | [`ClockRecord`]: with each write, and each minute |
+//! | `jobs/counters` | the numbers that are given next |
+//! | `jobs/job/ID` | a job without its files |
+//! | `jobs/file/ID/INDEX` | one of its files |
+//! | `jobs/notification/ID` | what nobody is known to have been told |
+//!
+//! Numbers are hexadecimal with leading zeros, values JSON. What belongs together is written together and synced;
+//! a record is replaced, never appended to, so that nothing grows but with the number of jobs.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use branchline_core::jobs::{
+    Change, Counters, FileIndex, FileRecord, JobId, JobRecord, NotificationRecord, Records,
+};
+use branchline_store::{NoteChange, Store, StoreError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::clock::ClockRecord;
+use super::sealing::{KeyError, Sealer};
+
+const CLOCK: &str = "jobs/clock";
+const COUNTERS: &str = "jobs/counters";
+const JOBS: &str = "jobs/job/";
+const FILES: &str = "jobs/file/";
+const NOTIFICATIONS: &str = "jobs/notification/";
+
+/// Why jobs are not read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JournalError {
+    /// The key of the records.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The index, or its disk.
+    #[error("the journal of jobs: {0}")]
+    Store(#[from] StoreError),
+    /// A record that cannot be made.
+    #[error("the journal of jobs: {0}")]
+    Record(#[from] io::Error),
+}
+
+/// The journal of one agent.
+pub(super) struct Journal {
+    store: Store,
+    sealer: Sealer,
+}
+
+/// What it held.
+pub(super) struct Loaded {
+    pub(super) records: Records,
+    pub(super) clock: Option<ClockRecord>,
+}
+
+impl Journal {
+    /// Opens it. Blocks.
+    pub(super) fn open(store: Store, state_dir: &Path) -> Result<Self, JournalError> {
+        let sealer = Sealer::open(state_dir)?;
+        Ok(Self { store, sealer })
+    }
+
+    /// All that it holds. A record that is damaged is left where it is, and so is a job that has not all its
+    /// records: that is an error in the log, and no reason to lose the others. Blocks.
+    pub(super) fn load(&self) -> Result<Loaded, JournalError> {
+        let mut jobs: BTreeMap<JobId, JobRecord> = BTreeMap::new();
+        self.each(JOBS, |job: JobRecord, _| {
+            jobs.insert(job.id, job);
+        })?;
+        let mut files: BTreeMap<JobId, Vec<(FileIndex, FileRecord)>> = BTreeMap::new();
+        self.each(FILES, |file: FileRecord, name| {
+            if let Some((job, index)) = file_of(name) {
+                files.entry(job).or_default().push((index, file));
+            }
+        })?;
+        let mut notifications: Vec<NotificationRecord> = Vec::new();
+        self.each(NOTIFICATIONS, |notification, _| {
+            notifications.push(notification)
+        })?;
+        jobs.retain(|id, job| {
+            let found = files.get(id).map_or(0, Vec::len);
+            let whole = found == job.files as usize;
+            if !whole {
+                tracing::error!(job = %id, found, expected = job.files, "a job is left out: records of its files are damaged");
+            }
+            whole
+        });
+        let of_jobs = files.into_iter().filter(|(id, _)| jobs.contains_key(id));
+        let files = of_jobs
+            .flat_map(|(id, files)| {
+                files
+                    .into_iter()
+                    .map(move |(index, file)| (id, index, file))
+            })
+            .collect();
+        let records = Records {
+            counters: self.one(COUNTERS)?.unwrap_or_default(),
+            jobs: jobs.into_values().collect(),
+            files,
+            notifications,
+        };
+        Ok(Loaded {
+            records,
+            clock: self.one(CLOCK)?,
+        })
+    }
+
+    /// Writes these, all or none; on disk when this returns. Blocks.
+    pub(super) fn write(
+        &self,
+        changes: &[Change],
+        clock: &ClockRecord,
+    ) -> Result<(), JournalError> {
+        let mut notes = vec![self.put(CLOCK.into(), clock)?];
+        for change in changes {
+            self.add(change, &mut notes)?;
+        }
+        Ok(self.store.change_notes(&notes)?)
+    }
+
+    fn add(&self, change: &Change, notes: &mut Vec<NoteChange>) -> io::Result<()> {
+        match change {
+            Change::Counters(counters) => {
+                notes.push(self.put::<Counters>(COUNTERS.into(), counters)?)
+            }
+            Change::Job(job) => notes.push(self.put(job_key(job.id), job)?),
+            Change::File(job, index, file) => notes.push(self.put(file_key(*job, *index), file)?),
+            Change::ForgetJob { job, files } => {
+                let of_files = (0..*files).map(|index| file_key(*job, FileIndex(index)));
+                let keys = of_files.chain([job_key(*job)]);
+                notes.extend(keys.map(|key| NoteChange::Remove { key }));
+            }
+            Change::Notification(notification) => {
+                let key = format!("{NOTIFICATIONS}{:016x}", notification.id.0);
+                notes.push(self.put(key, notification)?);
+            }
+            Change::ForgetNotification(id) => {
+                let key = format!("{NOTIFICATIONS}{:016x}", id.0);
+                notes.push(NoteChange::Remove { key });
+            }
+        }
+        Ok(())
+    }
+
+    fn put<T: Serialize>(&self, key: String, record: &T) -> io::Result<NoteChange> {
+        let text = serde_json::to_vec(record)?;
+        let value = self.sealer.seal(&key, &text)?;
+        Ok(NoteChange::Put { key, value })
+    }
+
+    fn one<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, JournalError> {
+        let note = self.store.note(key)?;
+        Ok(note.and_then(|sealed| self.read(key, &sealed)))
+    }
+
+    fn each<T: DeserializeOwned>(
+        &self,
+        prefix: &str,
+        mut found: impl FnMut(T, &str),
+    ) -> Result<(), JournalError> {
+        self.store.each_note(prefix, |key, sealed| {
+            if let Some(record) = self.read(key, sealed) {
+                found(record, &key[prefix.len()..]);
+            }
+        })?;
+        Ok(())
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &str, sealed: &[u8]) -> Option<T> {
+        let Some(text) = self.sealer.unseal(key, sealed) else {
+            tracing::error!(
+                key,
+                "a record of the jobs is damaged, or was sealed with another key"
+            );
+            return None;
+        };
+        serde_json::from_slice(&text)
+            .inspect_err(
+                |error| tracing::error!(key, %error, "a record of the jobs is not readable"),
+            )
+            .ok()
+    }
+}
+
+fn job_key(job: JobId) -> String {
+    format!("{JOBS}{:016x}", job.0)
+}
+
+fn file_key(job: JobId, index: FileIndex) -> String {
+    format!("{FILES}{:016x}/{:08x}", job.0, index.0)
+}
+
+/// Whose file, and which, by what stands after the prefix.
+fn file_of(name: &str) -> Option<(JobId, FileIndex)> {
+    let (job, index) = name.split_once('/')?;
+    let job = u64::from_str_radix(job, 16).ok()?;
+    let index = u32::from_str_radix(index, 16).ok()?;
+    Some((JobId(job), FileIndex(index)))
+}

@@ -1,0 +1,192 @@
+//! One transfer of one file of a job, by the engine.
+
+use std::time::Duration;
+
+use branchline_core::jobs::{BySource, ErrorContext, Event, Failure, Order, Trouble};
+use branchline_hashing::Digest;
+use branchline_origin::{NetworkKind, OriginError, Retry};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::placing;
+use crate::api::{GetRequest, Progress};
+use crate::engine::{Downloads, Errand, GetError, Login, PartialError, Word};
+use crate::owner::Owner;
+
+/// How often the desk hears how far a transfer is: people look no more often.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+
+/// Transfers until the file is there, or it ends otherwise, or is cancelled; `tell` hears all of it. The last
+/// event ends the attempt.
+pub(super) async fn run<F: Future<Output = ()>>(
+    downloads: Downloads,
+    order: Order,
+    cancel: CancellationToken,
+    tell: impl Fn(Event) -> F,
+) {
+    let last = match errand(order) {
+        Ok(errand) => {
+            placing::take_up_staged(errand.owner, errand.appears_at.clone()).await;
+            follow(downloads.start(errand), &cancel, &tell).await
+        }
+        Err(cause) => Event::Failed(Failure::Permanent {
+            trouble: Trouble::new(ErrorContext::RemoteFile, &cause),
+        }),
+    };
+    tell(last).await;
+}
+
+fn errand(order: Order) -> Result<Errand, String> {
+    let url = Url::parse(order.url.expose());
+    let url = url.map_err(|error| format!("{}: {error}; replace the URL", order.url))?;
+    let (sha256, blake3) = match order.digest {
+        Some(Digest::Sha256(digest)) => (Some(digest), None),
+        Some(Digest::Blake3(digest)) => (None, Some(digest)),
+        None => (None, None),
+    };
+    let headers = order.headers.iter();
+    let headers = headers.map(|header| (header.name.clone(), header.value.expose().to_owned()));
+    Ok(Errand {
+        request: GetRequest {
+            url,
+            path: order.path.as_path().to_owned(),
+            sha256,
+            blake3,
+            headers: headers.collect(),
+            without_manifest: false,
+        },
+        appears_at: order.staged,
+        owner: Owner::of(order.owner.0),
+        login: order.credentials.map(|credentials| Login {
+            user: credentials.user,
+            password: credentials.password.expose().to_owned(),
+        }),
+    })
+}
+
+async fn follow<F: Future<Output = ()>>(
+    (mut words, task): (mpsc::Receiver<Word>, JoinHandle<()>),
+    cancel: &CancellationToken,
+    tell: &impl Fn(Event) -> F,
+) -> Event {
+    let mut connected = false;
+    let mut reported = Instant::now() - REPORT_EVERY;
+    loop {
+        let word = tokio::select! {
+            biased;
+            word = words.recv() => word,
+            () = cancel.cancelled() => break,
+        };
+        match word {
+            Some(Word::Progress(progress)) => {
+                if let Some(length) = progress.bytes.filter(|_| !connected) {
+                    connected = true;
+                    let length = Some(length);
+                    tell(Event::Connected { length }).await;
+                }
+                if connected && reported.elapsed() >= REPORT_EVERY {
+                    reported = Instant::now();
+                    let (bytes, sources) = (progress.bytes_done(), sources(&progress));
+                    tell(Event::Progress { bytes, sources }).await;
+                }
+            }
+            Some(Word::Notice(_)) => {}
+            Some(Word::Ended(Ok(report))) => {
+                return Event::Staged {
+                    bytes: report.bytes,
+                    sources: BySource {
+                        from_origin: report.from_origin,
+                        from_peers: report.from_peers,
+                        from_store: report.from_store,
+                    },
+                };
+            }
+            Some(Word::Ended(Err(error))) => return ended(&error),
+            None => return Event::Stopped,
+        }
+    }
+    drop(words);
+    // Its partial file must not be in use any more when the next attempt opens it. A panic there was told of already.
+    let _ = task.await;
+    Event::Stopped
+}
+
+fn sources(progress: &Progress) -> BySource {
+    BySource {
+        from_origin: progress.from_origin,
+        from_peers: progress.from_peers,
+        from_store: progress.from_store,
+    }
+}
+
+/// What an error means for a job.
+fn ended(error: &GetError) -> Event {
+    let (context, outlook) = match error {
+        GetError::Target(_) => (ErrorContext::RemoteFile, Outlook::Permanent),
+        GetError::Origin(error) => of_origin(error),
+        GetError::Local(PartialError::InUse { .. }) => {
+            (ErrorContext::LocalFile, Outlook::Transient(None))
+        }
+        GetError::Local(
+            PartialError::BadTarget { .. }
+            | PartialError::DiskFull { .. }
+            | PartialError::Io { .. },
+        ) => (ErrorContext::LocalFile, Outlook::Permanent),
+        GetError::Store(_) => (ErrorContext::LocalFile, Outlook::Transient(None)),
+        GetError::Stale { .. } | GetError::BadManifest { .. } | GetError::WrongDigest { .. } => {
+            (ErrorContext::Verification, Outlook::Permanent)
+        }
+        GetError::KeepsChanging { .. } => return Event::Modified,
+        GetError::NobodyHasIt { .. } => (ErrorContext::Transport, Outlook::Transient(None)),
+        GetError::Cancelled => return Event::Stopped,
+    };
+    let trouble = Trouble::new(context, &error.to_string());
+    match outlook {
+        Outlook::Permanent => Event::Failed(Failure::Permanent { trouble }),
+        Outlook::Transient(retry_after) => Event::Failed(Failure::Transient {
+            trouble,
+            retry_after,
+        }),
+        Outlook::Modified => Event::Modified,
+    }
+}
+
+enum Outlook {
+    Permanent,
+    Transient(Option<Duration>),
+    Modified,
+}
+
+fn of_origin(error: &OriginError) -> (ErrorContext, Outlook) {
+    let outlook = match error.retry() {
+        Retry::Never => Outlook::Permanent,
+        Retry::Backoff => Outlook::Transient(None),
+        Retry::After(wait) => Outlook::Transient(Some(wait)),
+        Retry::StartAnew => Outlook::Modified,
+    };
+    match error {
+        OriginError::Unavailable { retry_after, .. } => {
+            (ErrorContext::RemoteFile, Outlook::Transient(*retry_after))
+        }
+        // Whoever mends the certificate, or the clock, does not know of this job.
+        OriginError::Network {
+            kind: NetworkKind::Certificate | NetworkKind::Tls | NetworkKind::Dns,
+            ..
+        } => (ErrorContext::Transport, Outlook::Transient(None)),
+        OriginError::Network { .. }
+        | OriginError::Stalled { .. }
+        | OriginError::Truncated { .. } => (ErrorContext::Transport, outlook),
+        OriginError::UnsupportedScheme { .. }
+        | OriginError::Refused { .. }
+        | OriginError::NotFound { .. }
+        | OriginError::Overlong { .. }
+        | OriginError::Changed { .. }
+        | OriginError::CannotResume { .. }
+        | OriginError::BadRange { .. }
+        | OriginError::BadAnswer { .. }
+        | OriginError::TooManyRedirects { .. } => (ErrorContext::RemoteFile, outlook),
+    }
+}
