@@ -2,7 +2,7 @@
 # make test     the tests
 # make bench    the benchmarks, with figures
 # make build    the program alone
-# make install  the program and its systemd unit, below PREFIX; after make build
+# make install  the program and its systemd units, below PREFIX; after make build
 #
 # Everything is built in one profile, release: RocksDB takes half an hour of one core, and a second
 # profile would build it again. So would another choice of packages than the whole workspace: cargo
@@ -47,6 +47,9 @@ install:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@PREFIX@|$(PREFIX)|' packaging/branchline.service.in \
 	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/branchline.service
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/user
+	sed 's|@PREFIX@|$(PREFIX)|' packaging/branchline-user.service.in \
+	    > $(DESTDIR)$(PREFIX)/lib/systemd/user/branchline.service
 
 clean:
 	$(CARGO) clean

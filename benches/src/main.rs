@@ -15,6 +15,7 @@ mod common_start;
 mod compare;
 mod disturbances;
 mod figures;
+mod jobs;
 mod machine;
 mod memory;
 mod never_slower;
@@ -103,6 +104,8 @@ enum Name {
     NeverSlower,
     /// 16 machines that start together, by curl, squid, BitTorrent and Branchline
     Compare,
+    /// 10,000 jobs: submits, lists, memory, restart
+    Jobs,
     /// Where the CPU goes in a transfer, by thread and, with perf, by function
     Profile,
 }
@@ -121,7 +124,7 @@ enum Internal {
 }
 
 /// What runs when nothing is named.
-const ALL: [Name; 10] = [
+const ALL: [Name; 11] = [
     Name::Transfer,
     Name::Publish,
     Name::Versions,
@@ -132,6 +135,7 @@ const ALL: [Name; 10] = [
     Name::SmallFile,
     Name::NeverSlower,
     Name::Compare,
+    Name::Jobs,
 ];
 
 fn main() -> ExitCode {
@@ -181,6 +185,7 @@ fn run(name: Name, extent: Extent) -> Result<()> {
         Name::SmallFile => small_file::run(extent),
         Name::NeverSlower => never_slower::run(extent),
         Name::Compare => compare::run(extent),
+        Name::Jobs => jobs::run(extent),
         Name::Profile => profile::run(extent),
     }
 }
@@ -197,6 +202,7 @@ fn title(name: Name) -> &'static str {
         Name::SmallFile => "small file: 100 kB in a quiet branch",
         Name::NeverSlower => "never slower: all peers are frozen, or lie",
         Name::Compare => "compare: a common start by everyone who can",
+        Name::Jobs => "jobs: ten thousand in one agent",
         Name::Profile => "profile: where the CPU goes in a transfer",
     }
 }

@@ -80,6 +80,11 @@ fn print(phase: &str, agent: &mut Agent) -> Result<Resident> {
     Ok(resident)
 }
 
+/// What of an agent is in memory.
+pub(crate) fn resident_bytes(agent: &mut Agent) -> Result<u64> {
+    Ok(resident(agent)?.now_bytes)
+}
+
 fn resident(agent: &mut Agent) -> Result<Resident> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.process().pid()))?;
     Ok(Resident {

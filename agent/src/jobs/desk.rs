@@ -315,6 +315,8 @@ impl Desk {
         }
         match &self.write_failed {
             Some((_, failure)) if !self.unwritten.is_empty() => {
+                let message = format!("{failure}; what was asked takes effect then");
+                let failure = Failure::new(FailureKind::LocalDisk, message);
                 for reply in replies {
                     reply(Err(failure.clone()));
                 }

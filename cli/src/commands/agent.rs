@@ -1,5 +1,6 @@
 //! `branchline agent`
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use branchline_agent::api::Failure;
@@ -14,6 +15,9 @@ use crate::{logging, output};
 /// With the second that the runtime may take to drain, a stop takes five seconds at most.
 const STOP_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// No watchdog is patted more often: a unit that asks for less asks for nothing sensible.
+const SHORTEST_PAT: Duration = Duration::from_millis(10);
+
 /// Runs until SIGINT or SIGTERM.
 pub(super) async fn run(context: &Context) -> Result<(), Failure> {
     let config = context.config()?;
@@ -25,6 +29,7 @@ pub(super) async fn run(context: &Context) -> Result<(), Failure> {
     tokio::select! {
         ended = &mut serving => return ended,
         () = signals.requested() => {}
+        never = pat_the_watchdog() => match never {},
     }
     tell_systemd(&[NotifyState::Stopping]);
     stop.cancel();
@@ -37,6 +42,19 @@ pub(super) async fn run(context: &Context) -> Result<(), Failure> {
         );
         Ok(())
     })
+}
+
+/// Tells systemd that this thread, which carries the control API, the jobs and the engine, still runs: twice in the time
+/// after which it would be ended (sd_watchdog_enabled(3)).
+async fn pat_the_watchdog() -> Infallible {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return std::future::pending().await;
+    };
+    let mut ticks = tokio::time::interval((limit / 2).max(SHORTEST_PAT));
+    loop {
+        ticks.tick().await;
+        tell_systemd(&[NotifyState::Watchdog]);
+    }
 }
 
 fn ready() {

@@ -11,6 +11,7 @@ use branchline_lab::Finished;
 use serde_json::Value;
 
 use crate::MEBIBYTE;
+use crate::local_trouble::small_disk;
 
 const RATE_BYTES_PER_SEC: u64 = 10_000_000;
 
@@ -183,6 +184,48 @@ fn ensure_nowhere(folder: &Path, secret: &[u8]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn without_room_for_the_journal_nothing_is_promised_and_with_room_it_goes_on() -> Result<()> {
+    let mut branch = Branch::start(Setup::fast(1))?;
+    let disk = small_disk(branch.machine(0), "disk", "size=48m")?;
+    branch.machine_mut(0).set_state_dir(disk.join("state"));
+    branch.machine_mut(0).start_agent()?;
+    let machine = branch.machine(0);
+    let file = random_bytes(76, MEBIBYTE);
+    let url = branch.publish("file.bin", &file)?;
+    let ballast = disk.join("ballast");
+    let fill = format!(
+        "dd if=/dev/zero of='{}' bs=4k 2>&1 || true",
+        ballast.display()
+    );
+    machine.host().sh(&fill)?;
+    let target = machine.target(&url).display().to_string();
+    let asked = ["job", "create", &url, "-o", &target, "--json"];
+    let mut taken = 0;
+    // What RocksDB has reserved for its log is used up first.
+    let refused = until("the disk to be full", || {
+        let finished = machine.run(&asked)?;
+        taken += u64::from(finished.status.success());
+        Ok((!finished.status.success()).then_some(finished))
+    })?;
+    assert_eq!(refused.status.code(), Some(6), "{}", refused.error_text());
+    ensure!(
+        refused.error_text().contains("journal"),
+        "{}",
+        refused.error_text()
+    );
+    println!("{taken} taken before; {}", refused.error_text());
+    machine.host().sh(&format!("rm '{}'", ballast.display()))?;
+    let job = until("room", || {
+        let finished = machine.run(&asked)?;
+        Ok(finished.status.success().then_some(finished))
+    })?;
+    let job: Value = serde_json::from_slice(&job.stdout)?;
+    let done = machine.json(&["job", "wait", &job["id"].to_string()])?;
+    assert_eq!(done["state"], "acknowledged");
+    machine.ensure_file(&machine.target(&url), &file)
 }
 
 /// Runs `branchline` as another user.

@@ -12,7 +12,7 @@ use crate::MEBIBYTE;
 const FILE_BYTES: usize = 8 * MEBIBYTE;
 
 /// Mounts a file system of this size on the machine alone; the test's own view does not have it.
-fn small_disk(machine: &Machine, name: &str, options: &str) -> Result<PathBuf> {
+pub(crate) fn small_disk(machine: &Machine, name: &str, options: &str) -> Result<PathBuf> {
     let place = machine.home().join(name);
     fs::create_dir(&place)?;
     let mount = format!("mount -t tmpfs -o {options} tmpfs '{}'", place.display());
