@@ -9,7 +9,6 @@
 //! signals to the thread, and end the agent (credentials(7)).
 
 use std::ffi::CString;
-use std::fmt;
 use std::io;
 
 use nix::unistd::{Gid, Uid, User, getgrouplist, setfsgid, setfsuid};
@@ -51,15 +50,6 @@ impl Owner {
                     .join()
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             }),
-        }
-    }
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Process => f.write_str("the agent's user"),
-            Self::User(uid) => write!(f, "user {uid}"),
         }
     }
 }

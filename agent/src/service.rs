@@ -3,7 +3,7 @@
 //! The store's lock is the state directory's: it is taken first and given back last, so that two
 //! processes never share a state directory.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -380,15 +380,14 @@ fn cache_entry(store: &Store, summary: ContentSummary) -> Option<CacheEntry> {
     })
 }
 
-/// The state directory is its owner's alone: it holds the identity. Where it is root's others may go through it to the
-/// control socket, whose name they know; all else in it is closed to them.
+/// A new state directory is its owner's alone, for it holds the identity. Where it is root's others may go through it to the
+/// control socket, whose name they know; all else in it is closed to them. One that is there keeps its mode.
 fn make_state_dir(dir: &Path) -> Result<(), Failure> {
-    let mut builder = std::fs::DirBuilder::new();
-    let made = builder.recursive(true).mode(0o700).create(dir);
-    let made = made.and_then(|()| match rustix::process::geteuid().is_root() {
-        true => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711)),
-        false => Ok(()),
-    });
+    let for_all = rustix::process::geteuid().is_root();
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(if for_all { 0o711 } else { 0o700 })
+        .create(dir);
     made.map_err(|error| {
         let message = format!(
             "state directory {}: {error}; choose another with --state-dir, or make it writable",

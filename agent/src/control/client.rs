@@ -224,7 +224,7 @@ impl Client {
         }
     }
 
-    /// What happens from now on, to this job or to all; the numbers of events, and nothing else.
+    /// Tells of what happens from now on, to this job or to all.
     ///
     /// # Errors
     /// [`ClientError`] without an answer.
@@ -253,10 +253,7 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, route: &str) -> Result<T, ClientError> {
-        let (body, _connection) = self.send(Method::GET, route, Vec::new()).await?;
-        let bytes = self.whole(body).await?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| self.no_answer(format!("its answer is another version's: {error}")))
+        self.tell(Method::GET, route, None::<&()>).await
     }
 
     /// The body of a good answer. The connection lives as long as the handle.

@@ -9,7 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event as SentEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post, put};
+use axum::routing::{MethodRouter, get, patch, post, put};
 use axum::{Extension, Json, Router};
 use branchline_core::jobs::{
     Caller, EventSeq, FileIndex, FileSpec, Filter, JobId, JobSpec, JobView, Jobs, MAX_PAGE, Now,
@@ -40,10 +40,10 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/v1/jobs/{id}/files", post(add_files))
         .route("/v1/jobs/{id}/files/{file}/url", put(replace_url))
         .route("/v1/jobs/{id}/replace-prefix", post(replace_prefix))
-        .route("/v1/jobs/{id}/resume", post(resume))
-        .route("/v1/jobs/{id}/suspend", post(suspend))
-        .route("/v1/jobs/{id}/complete", post(complete))
-        .route("/v1/jobs/{id}/cancel", post(cancel))
+        .route("/v1/jobs/{id}/resume", asks(Request::Resume))
+        .route("/v1/jobs/{id}/suspend", asks(Request::Suspend))
+        .route("/v1/jobs/{id}/complete", asks(Request::Complete))
+        .route("/v1/jobs/{id}/cancel", asks(Request::Cancel))
         .route("/v1/events", get(events))
 }
 
@@ -233,40 +233,17 @@ async fn replace_prefix(
     .await
 }
 
-async fn resume(
-    shared: State<Shared>,
-    user: Extension<User>,
-    id: Result<Path<u64>, PathRejection>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    request(shared, user, id, &headers, Request::Resume).await
-}
-
-async fn suspend(
-    shared: State<Shared>,
-    user: Extension<User>,
-    id: Result<Path<u64>, PathRejection>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    request(shared, user, id, &headers, Request::Suspend).await
-}
-
-async fn complete(
-    shared: State<Shared>,
-    user: Extension<User>,
-    id: Result<Path<u64>, PathRejection>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    request(shared, user, id, &headers, Request::Complete).await
-}
-
-async fn cancel(
-    shared: State<Shared>,
-    user: Extension<User>,
-    id: Result<Path<u64>, PathRejection>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    request(shared, user, id, &headers, Request::Cancel).await
+/// A route that asks this of a job, without a body.
+fn asks(what: Request) -> MethodRouter<Shared> {
+    post(
+        move |shared: State<Shared>,
+              user: Extension<User>,
+              id: Result<Path<u64>, PathRejection>,
+              headers: HeaderMap| {
+            let what = what.clone();
+            async move { request(shared, user, id, &headers, what).await }
+        },
+    )
 }
 
 /// Asks something of a job; the answer is the job as it is then.

@@ -201,3 +201,116 @@ fn file_of(name: &str) -> Option<(JobId, FileIndex)> {
     let index = u32::from_str_radix(index, 16).ok()?;
     Some((JobId(job), FileIndex(index)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use branchline_core::jobs::{
+        Action, Caller, Config, FileSpec, JobSpec, JobTime, Jobs, Now, RemoteUrl, Setup,
+        TargetPath, UnixSeconds, UserId,
+    };
+    use branchline_store::StoreOptions;
+
+    use super::*;
+    use crate::jobs::clock::JobClock;
+
+    const NOW: Now = Now {
+        time: JobTime::since_epoch(Duration::from_secs(1)),
+        wall: UnixSeconds(1),
+    };
+
+    const SETUP: fn() -> Setup = || Setup {
+        config: Config::default(),
+        seed: 1,
+        network_up: false,
+    };
+
+    fn open(dir: &Path) -> Journal {
+        let store = Store::open(dir.join("store"), StoreOptions::new(64 << 20)).expect("a store");
+        Journal::open(store, dir).expect("a journal")
+    }
+
+    fn spec(number: u32) -> JobSpec {
+        let file = |index: u32| FileSpec {
+            url: RemoteUrl::new("https://me:hunter2@origin/f").expect("a URL"),
+            path: TargetPath::new(format!("/f/{number}-{index}")).expect("a path"),
+            ranges: Vec::new(),
+            digest: None,
+        };
+        let text = r#"{"settings": {"name": "one"}}"#;
+        JobSpec {
+            files: vec![file(0), file(1)],
+            ..serde_json::from_str(text).expect("a job")
+        }
+    }
+
+    /// Three jobs of two files each, on the disk.
+    fn three_jobs(journal: &Journal) {
+        let mut jobs = Jobs::new(NOW, SETUP());
+        for number in 0..3 {
+            jobs.handle_create(NOW, Caller::of(UserId(7)), spec(number))
+                .expect("created");
+        }
+        let clock = JobClock::from(None).record();
+        while let Some(action) = jobs.poll_action() {
+            let Action::Persist(changes) = action else {
+                panic!("{action:?}")
+            };
+            journal.write(&changes, &clock).expect("written");
+        }
+    }
+
+    fn ids(loaded: Loaded) -> Vec<u64> {
+        let jobs = loaded.records.jobs.iter().map(|job| job.id.0).collect();
+        Jobs::restore(NOW, SETUP(), loaded.records).expect("records that belong together");
+        jobs
+    }
+
+    #[test]
+    fn what_was_written_is_there_again_and_not_in_the_clear() {
+        let dir = tempfile::tempdir().expect("a folder");
+        three_jobs(&open(dir.path()));
+        let journal = open(dir.path());
+        let loaded = journal.load().expect("read");
+        assert!(loaded.clock.is_some());
+        assert_eq!(loaded.records.counters.next_job, JobId(4));
+        assert_eq!(ids(loaded), [1, 2, 3]);
+        journal
+            .store
+            .each_note("jobs/", |_, value| {
+                assert!(!value.windows(7).any(|window| window == b"hunter2"));
+            })
+            .expect("read");
+    }
+
+    #[test]
+    fn a_damaged_record_costs_its_own_job_and_stays_where_it_is() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let journal = open(dir.path());
+        three_jobs(&journal);
+        let key = file_key(JobId(2), FileIndex(1));
+        let mut value = journal.store.note(&key).expect("read").expect("there");
+        value[20] ^= 1;
+        journal.store.put_note(&key, &value).expect("put");
+        assert_eq!(ids(journal.load().expect("read")), [1, 3]);
+        assert_eq!(journal.store.note(&key).expect("read"), Some(value));
+    }
+
+    #[test]
+    fn a_record_in_another_ones_place_is_none() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let journal = open(dir.path());
+        three_jobs(&journal);
+        let first = journal
+            .store
+            .note(&job_key(JobId(1)))
+            .expect("read")
+            .expect("there");
+        journal
+            .store
+            .put_note(&job_key(JobId(2)), &first)
+            .expect("put");
+        assert_eq!(ids(journal.load().expect("read")), [1, 3]);
+    }
+}

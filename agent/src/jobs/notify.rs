@@ -141,3 +141,116 @@ async fn as_user(uid: u32, words: &[String]) -> Result<Command, String> {
         .args(words);
     Ok(command)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::path::Path;
+
+    use branchline_core::jobs::{JobId, NotificationId, NotifyOf, UnixSeconds};
+    use branchline_origin::OriginOptions;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Debian's `nobody`.
+    const NOBODY: u32 = 65534;
+
+    fn notification(owner: u32, channel: Channel) -> Notification {
+        Notification {
+            record: NotificationRecord {
+                id: NotificationId(5),
+                job: JobId(17),
+                name: "a job".into(),
+                owner: UserId(owner),
+                channel,
+                of: NotifyOf::Transferred,
+                file: None,
+                path: None,
+                error: None,
+                happened: UnixSeconds(9),
+                tries: 0,
+            },
+            may_be_repeated: true,
+        }
+    }
+
+    async fn run_for(owner: u32, script: &str) -> bool {
+        let words = ["/bin/sh", "-c", script].map(String::from).to_vec();
+        let origin = Origin::new(&OriginOptions::default()).expect("a client");
+        tell(&origin, &notification(owner, Channel::Command(words))).await
+    }
+
+    fn said(file: &Path) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(file).expect("written")).expect("JSON")
+    }
+
+    #[tokio::test]
+    async fn a_command_is_told_on_its_input_and_has_taken_it_when_it_ends_well() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let own = rustix::process::geteuid().as_raw();
+        let file = dir.path().join("told");
+        let script = format!("cat > {} && test \"$BRANCHLINE_JOB\" = 17", file.display());
+        assert!(run_for(own, &script).await);
+        let said = said(&file);
+        assert_eq!(
+            (&said["id"], &said["event"]),
+            (&5.into(), &"transferred".into())
+        );
+        assert_eq!(said["may_be_repeated"], true);
+        assert!(!run_for(own, "exit 3").await);
+        assert!(!run_for(own, "kill -9 $$").await);
+    }
+
+    #[tokio::test]
+    async fn another_users_command_has_his_rights_and_not_the_agents_environment() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(dir.path(), open).expect("set");
+        let file = dir.path().join("told");
+        let script = format!(
+            "cat > {} && test -z \"$CARGO_MANIFEST_DIR\" && ! test -w /etc && test \"$(id -u)\" = {NOBODY}",
+            file.display()
+        );
+        assert!(run_for(NOBODY, &script).await);
+        assert_eq!(std::fs::metadata(&file).expect("made").uid(), NOBODY);
+    }
+
+    /// Answers one request with this status; gives what was posted.
+    async fn posted(status: &'static str) -> (bool, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/hook", listener.local_addr().expect("bound"));
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a caller");
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                assert!(stream.read_buf(&mut request).await.expect("read") > 0);
+            }
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.expect("answered");
+            String::from_utf8(request).expect("text")
+        });
+        let options = OriginOptions {
+            proxy: branchline_origin::ProxyChoice::Direct,
+            ..OriginOptions::default()
+        };
+        let origin = Origin::new(&options).expect("a client");
+        let hook = Channel::Webhook(RemoteUrl::new(url).expect("a URL"));
+        let taken = tell(&origin, &notification(0, hook)).await;
+        (taken, server.await.expect("served"))
+    }
+
+    #[tokio::test]
+    async fn a_webhook_has_taken_it_when_it_answers_so() {
+        let (taken, request) = posted("204 No Content").await;
+        assert!(taken);
+        assert!(request.starts_with("POST /hook HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains(r#""job":17"#), "{request}");
+        assert!(!posted("503 Service Unavailable").await.0);
+        assert!(!posted("302 Found").await.0);
+    }
+}

@@ -73,7 +73,7 @@ async fn follow<F: Future<Output = ()>>(
     tell: &impl Fn(Event) -> F,
 ) -> Event {
     let mut connected = false;
-    let mut reported = Instant::now() - REPORT_EVERY;
+    let mut reported: Option<Instant> = None;
     loop {
         let word = tokio::select! {
             biased;
@@ -82,13 +82,15 @@ async fn follow<F: Future<Output = ()>>(
         };
         match word {
             Some(Word::Progress(progress)) => {
-                if let Some(length) = progress.bytes.filter(|_| !connected) {
+                // Not every origin says how long a file is.
+                let answered = progress.bytes.is_some() || progress.bytes_done() > 0;
+                if answered && !connected {
                     connected = true;
-                    let length = Some(length);
+                    let length = progress.bytes;
                     tell(Event::Connected { length }).await;
                 }
-                if connected && reported.elapsed() >= REPORT_EVERY {
-                    reported = Instant::now();
+                if connected && reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+                    reported = Some(Instant::now());
                     let (bytes, sources) = (progress.bytes_done(), sources(&progress));
                     tell(Event::Progress { bytes, sources }).await;
                 }
@@ -168,18 +170,16 @@ fn of_origin(error: &OriginError) -> (ErrorContext, Outlook) {
         Retry::StartAnew => Outlook::Modified,
     };
     match error {
-        OriginError::Unavailable { retry_after, .. } => {
-            (ErrorContext::RemoteFile, Outlook::Transient(*retry_after))
-        }
         // Whoever mends the certificate, or the clock, does not know of this job.
         OriginError::Network {
-            kind: NetworkKind::Certificate | NetworkKind::Tls | NetworkKind::Dns,
+            kind: NetworkKind::Certificate,
             ..
         } => (ErrorContext::Transport, Outlook::Transient(None)),
         OriginError::Network { .. }
         | OriginError::Stalled { .. }
         | OriginError::Truncated { .. } => (ErrorContext::Transport, outlook),
-        OriginError::UnsupportedScheme { .. }
+        OriginError::Unavailable { .. }
+        | OriginError::UnsupportedScheme { .. }
         | OriginError::Refused { .. }
         | OriginError::NotFound { .. }
         | OriginError::Overlong { .. }
