@@ -190,3 +190,91 @@ fn of_origin(error: &OriginError) -> (ErrorContext, Outlook) {
         | OriginError::TooManyRedirects { .. } => (ErrorContext::RemoteFile, outlook),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// What the desk hears of a download that says this and ends cancelled.
+    async fn heard(said: Vec<Progress>) -> Vec<Event> {
+        let (sender, words) = mpsc::channel(8);
+        let task = tokio::spawn(async move {
+            for progress in said {
+                sender.send(Word::Progress(progress)).await.expect("heard");
+            }
+            let ended = Word::Ended(Err(GetError::Cancelled));
+            sender.send(ended).await.expect("heard");
+        });
+        let heard = Mutex::new(Vec::new());
+        let tell = |event| {
+            heard.lock().expect("one thread").push(event);
+            std::future::ready(())
+        };
+        let last = follow((words, task), &CancellationToken::new(), &tell).await;
+        let mut heard = heard.into_inner().expect("one thread");
+        heard.push(last);
+        heard
+    }
+
+    #[tokio::test]
+    async fn a_file_of_unknown_length_comes_forward_like_any_other() {
+        let nothing_yet = Progress::default();
+        let some = Progress {
+            from_origin: 5,
+            ..Progress::default()
+        };
+        let events = heard(vec![nothing_yet, some]).await;
+        let sources = BySource {
+            from_origin: 5,
+            ..BySource::default()
+        };
+        let wanted = [
+            Event::Connected { length: None },
+            Event::Progress { bytes: 5, sources },
+            Event::Stopped,
+        ];
+        assert_eq!(events, wanted);
+    }
+
+    #[test]
+    fn what_a_server_says_of_later_is_kept_and_a_certificate_may_be_mended() {
+        let at = branchline_origin::Target::new("https://origin/f", [])
+            .expect("a target")
+            .place();
+        let wait = Some(Duration::from_secs(7));
+        let busy = OriginError::Unavailable {
+            at: at.clone(),
+            status: 503,
+            retry_after: wait,
+        };
+        let failed = ended(&GetError::Origin(busy));
+        assert!(
+            matches!(&failed, Event::Failed(Failure::Transient { retry_after, .. }) if *retry_after == wait),
+            "{failed:?}"
+        );
+        let certificate = OriginError::Network {
+            at: at.clone(),
+            kind: NetworkKind::Certificate,
+            cause: "expired".into(),
+        };
+        let failed = ended(&GetError::Origin(certificate));
+        assert!(
+            matches!(
+                failed,
+                Event::Failed(Failure::Transient {
+                    retry_after: None,
+                    ..
+                })
+            ),
+            "{failed:?}"
+        );
+        let gone = OriginError::NotFound { at, status: 404 };
+        let failed = ended(&GetError::Origin(gone));
+        assert!(
+            matches!(failed, Event::Failed(Failure::Permanent { .. })),
+            "{failed:?}"
+        );
+    }
+}
