@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use branchline_core::jobs::{
     Action, BySource, Caller, Change, Config, Event, FileIndex, FileSpec, Filter, JobId, JobKind,
-    JobSpec, JobTime, Jobs, Now, Records, RemoteUrl, Request, Settings, Setup, TargetPath,
-    UnixSeconds, UserId,
+    JobSpec, JobTime, Jobs, Now, Proof, Records, RemoteUrl, Request, Settings, Setup, TargetPath,
+    Trust, UnixSeconds, UserId,
 };
+use branchline_hashing::ContentKey;
 
 const JOBS: u64 = 10_000;
 const ME: UserId = UserId(1000);
@@ -29,6 +30,7 @@ fn spec(number: u64) -> JobSpec {
             path: path.expect("a path"),
             ranges: Vec::new(),
             digest: None,
+            without_manifest: false,
         }],
         start: true,
     }
@@ -135,6 +137,10 @@ fn main() {
             Event::Progress { bytes, sources },
         );
     });
+    let proof = Proof {
+        content: ContentKey::from_bytes([7; 32]),
+        trust: Trust::Manifest,
+    };
     timed("a file done, the next job started", 9_000, |number| {
         let (job, file, attempt) = shell.started[usize::try_from(number).expect("small")];
         let (bytes, sources) = (1, BySource::default());
@@ -143,7 +149,11 @@ fn main() {
             job,
             file,
             attempt,
-            Event::Staged { bytes, sources },
+            Event::Staged {
+                bytes,
+                sources,
+                proof,
+            },
         );
         shell.drain(&mut jobs);
     });

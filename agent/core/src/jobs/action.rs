@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Attempt, BySource, ByteRange, Credentials, FileIndex, FileRecord, Header, JobError, JobId,
-    JobRecord, NotificationId, NotifyOf, Priority, ProxyChoice, RemoteUrl, TargetPath, Trouble,
-    UnixSeconds, UserId,
+    JobRecord, Live, NotificationId, NotifyOf, Priority, Proof, ProxyChoice, RemoteUrl, TargetPath,
+    Trouble, UnixSeconds, UserId,
 };
 
 /// What the shell is to do, in this order.
@@ -122,6 +122,8 @@ pub struct Order {
     pub ranges: Vec<ByteRange>,
     /// The whole file's digest, when somebody knows it.
     pub digest: Option<Digest>,
+    /// No manifest is to be looked for.
+    pub without_manifest: bool,
     /// The hidden name under which the complete, verified and synced file is to appear; not before. When the
     /// power went between that and its record, a complete file is there already.
     pub staged: PathBuf,
@@ -152,12 +154,18 @@ pub enum Event {
         /// Where they came from in this attempt.
         sources: BySource,
     },
+    /// Whom it fetches from, and what it waits for.
+    Live(Live),
+    /// Something its owner should read; it goes on.
+    Notice(String),
     /// Complete, verified and synced under its hidden name.
     Staged {
         /// How many bytes it has.
         bytes: u64,
         /// Where they came from in this attempt.
         sources: BySource,
+        /// What it is.
+        proof: Proof,
     },
     /// The remote file is another version now: this attempt has ended, the file is fetched anew.
     Modified,

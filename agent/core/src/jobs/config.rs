@@ -93,6 +93,13 @@ impl Default for Quota {
     }
 }
 
+/// Records of ended jobs of one user, one for each job and each of its files, that are kept at most; the job that ended
+/// last is kept whatever its size. Some 15 MB: a machine that downloads all day long must not grow with it.
+pub const ENDED_RECORDS_KEPT: usize = 10_000;
+
+/// No ended job is forgotten before: whoever waits for it has looked by then.
+pub const ENDED_KEPT_LEAST: Duration = Duration::from_secs(60);
+
 /// A time slice: after so long a job goes behind its equals. Long against the seconds that stopping one
 /// transfer and starting another costs, short enough that a small job behind large ones is not forgotten.
 pub const TIME_SLICE: Duration = Duration::from_secs(300);

@@ -3,11 +3,14 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{FileIndex, JobId, JobTime, NotAUrl, Revision, SpecError, StateKind, Trigger};
 
 /// Where something went wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorContext {
     /// In the agent: a timeout, a quota.
@@ -47,17 +50,22 @@ pub struct Trouble {
     pub cause: String,
 }
 
-/// The longest cause that is kept.
-const MAX_CAUSE_BYTES: usize = 512;
+/// The longest cause or notice that is kept.
+const MAX_LINE_BYTES: usize = 512;
+
+/// The first line of a text, without control characters.
+pub(super) fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    let line = &line[..line.floor_char_boundary(MAX_LINE_BYTES)];
+    line.replace(char::is_control, " ")
+}
 
 impl Trouble {
     /// Keeps the first line of `cause`.
     pub fn new(context: ErrorContext, cause: &str) -> Self {
-        let line = cause.lines().next().unwrap_or_default();
-        let line = &line[..line.floor_char_boundary(MAX_CAUSE_BYTES)];
         Self {
             context,
-            cause: line.replace(char::is_control, " "),
+            cause: first_line(cause),
         }
     }
 }

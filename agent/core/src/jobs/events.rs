@@ -8,8 +8,8 @@ use super::config::{LONGEST_RETRY_AFTER, RESTARTS_AT_ONCE};
 use super::file::File;
 use super::{
     Attempt, BySource, ErrorContext, Event, Failure, FileIndex, FileState, Happening, JobId,
-    JobState, JobTime, Jobs, NotifyOf, Now, PlaceFailure, Placing, Staging, StateKind, Trigger,
-    Trouble, Writing,
+    JobState, JobTime, Jobs, Live, NotifyOf, Now, PlaceFailure, Placing, Staging, StateKind,
+    Trigger, Trouble, Writing,
 };
 use crate::backoff::Backoff;
 
@@ -30,7 +30,17 @@ impl Jobs {
         match event {
             Event::Connected { length } => self.connected(job, file, length),
             Event::Progress { bytes, sources } => self.progress(now, job, file, bytes, sources),
-            Event::Staged { bytes, sources } => self.staged(now, job, file, bytes, sources),
+            Event::Live(live) => self.live(job, file, live),
+            Event::Notice(notice) => self.notice(now, job, file, &notice),
+            Event::Staged {
+                bytes,
+                sources,
+                proof,
+            } => {
+                self.measure(job, file, bytes);
+                self.end_attempt(job, file, |file| file.stage(bytes, sources, proof));
+                self.staged(now, job, file);
+            }
             Event::Modified => self.modified(now, job, file),
             Event::Failed(failure) => self.failed(now, job, file, failure),
             Event::Stopped => self.stopped(now, job, file),
@@ -170,14 +180,19 @@ impl Jobs {
         }
     }
 
-    fn staged(&mut self, now: Now, id: JobId, index: FileIndex, bytes: u64, sources: BySource) {
-        self.measure(id, index, bytes);
-        self.end_attempt(id, index, |file| {
-            if let Some(transfer) = &mut file.transfer {
-                transfer.sources = sources;
-            }
-            file.record.bytes = bytes;
-        });
+    fn live(&mut self, id: JobId, index: FileIndex, live: Live) {
+        let files = self.jobs.get_mut(&id).map(|job| &mut job.files);
+        files.and_then(|files| files.change(index, |file| file.live = live));
+    }
+
+    fn notice(&mut self, now: Now, id: JobId, index: FileIndex, notice: &str) {
+        let noted = self.change_file(id, index, |file| file.note(notice));
+        if noted == Some(true) {
+            self.log(now, id, Happening::Notice { file: index });
+        }
+    }
+
+    fn staged(&mut self, now: Now, id: JobId, index: FileIndex) {
         if self.file_state(id, index) != Some(FileState::Waiting) {
             return self.discard(id, index);
         }
@@ -282,6 +297,7 @@ impl Jobs {
         let changes = self.change_file(id, index, |file| {
             file.record.length = None;
             file.record.bytes = 0;
+            file.record.sources = BySource::default();
             file.record.changes = file.record.changes.saturating_add(1);
             file.record.changes
         });

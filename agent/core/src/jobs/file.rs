@@ -1,8 +1,12 @@
 //! One file of a job.
 
+use branchline_hashing::ContentKey;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::error::first_line;
 use super::pool::PoolKind;
+use super::schema::content_key;
 use super::{Attempt, FileSpec, JobTime, Trouble};
 
 /// A file as the journal has it. Transfers are not in it: after a restart none runs.
@@ -22,6 +26,59 @@ pub struct FileRecord {
     pub failures: u32,
     /// How often it changed at the origin while it was fetched.
     pub changes: u32,
+    /// What it is, once it is staged.
+    #[serde(default)]
+    pub proof: Option<Proof>,
+    /// What its owner should read: the first [`NOTICES_KEPT`].
+    #[serde(default)]
+    pub notices: Vec<String>,
+}
+
+/// Notices of a file that are kept; there is hardly ever more than one.
+pub const NOTICES_KEPT: usize = 8;
+
+/// What a file is, and why that is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Proof {
+    /// Which version of the file.
+    #[schema(schema_with = content_key)]
+    pub content: ContentKey,
+    /// What says that the bytes are right.
+    pub trust: Trust,
+}
+
+/// What the belief rests on that the bytes are right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Trust {
+    /// The manifest that the origin publishes.
+    Manifest,
+    /// A digest known beforehand.
+    Digest,
+    /// The members of the enrolled branch.
+    Branch,
+    /// Every byte came from the origin.
+    Origin,
+}
+
+impl std::fmt::Display for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Manifest => "manifest",
+            Self::Digest => "digest",
+            Self::Branch => "branch",
+            Self::Origin => "origin",
+        })
+    }
+}
+
+/// What is known of a transfer while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Live {
+    /// How many agents it takes segments from.
+    pub peers: u32,
+    /// What it waits for, when nothing arrives.
+    pub waiting_for: Option<String>,
 }
 
 /// Where a file stands.
@@ -58,7 +115,7 @@ pub enum FileState {
 }
 
 /// Bytes by where they came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct BySource {
     /// From the origin.
     pub from_origin: u64,
@@ -91,6 +148,31 @@ impl BySource {
             from_store: self.from_store.saturating_sub(other.from_store),
         }
     }
+
+    /// These, and then those of an attempt that found some of them as a partial file: what it counts as
+    /// from the store came from elsewhere before. The whole is as much as the attempt says.
+    pub(super) fn continued_by(&self, attempt: &Self) -> Self {
+        let found = self.total().min(attempt.from_store);
+        let own = Self {
+            from_store: attempt.from_store - found,
+            ..*attempt
+        };
+        self.at_most(found).plus(&own)
+    }
+
+    /// So many of them: those from the origin first, which cost most.
+    fn at_most(&self, mut bytes: u64) -> Self {
+        let mut take = |from: u64| {
+            let taken = from.min(bytes);
+            bytes -= taken;
+            taken
+        };
+        Self {
+            from_origin: take(self.from_origin),
+            from_peers: take(self.from_peers),
+            from_store: take(self.from_store),
+        }
+    }
 }
 
 /// A file, and what is known of it until the next restart.
@@ -98,6 +180,8 @@ impl BySource {
 pub(super) struct File {
     pub(super) record: FileRecord,
     pub(super) transfer: Option<Transfer>,
+    /// Of the transfer.
+    pub(super) live: Live,
     /// Whether something of it may lie on the disk under a hidden name.
     pub(super) on_disk: bool,
 }
@@ -123,10 +207,13 @@ impl File {
             sources: BySource::default(),
             failures: 0,
             changes: 0,
+            proof: None,
+            notices: Vec::new(),
         };
         Self {
             record,
             transfer: None,
+            live: Live::default(),
             on_disk: false,
         }
     }
@@ -135,6 +222,7 @@ impl File {
         Self {
             record,
             transfer: None,
+            live: Live::default(),
             on_disk: true,
         }
     }
@@ -159,17 +247,43 @@ impl File {
         }
     }
 
-    /// Where its bytes came from, the running attempt's included.
+    /// Where its bytes came from, the running attempt's included. One that is still looking at what an earlier
+    /// one left has not lost it.
     pub(super) fn sources(&self) -> BySource {
+        let before = self.record.sources;
         match &self.transfer {
-            Some(transfer) => self.record.sources.plus(&transfer.sources),
-            None => self.record.sources,
+            Some(transfer) if transfer.sources.total() >= before.total() => {
+                before.continued_by(&transfer.sources)
+            }
+            Some(_) | None => before,
+        }
+    }
+
+    /// Keeps a word to the owner; whether it is new.
+    pub(super) fn note(&mut self, notice: &str) -> bool {
+        let notices = &mut self.record.notices;
+        let notice = first_line(notice);
+        let new = notices.len() < NOTICES_KEPT && !notices.contains(&notice);
+        if new {
+            notices.push(notice);
+        }
+        new
+    }
+
+    /// The attempt has brought the whole file.
+    pub(super) fn stage(&mut self, bytes: u64, sources: BySource, proof: Proof) {
+        self.record.bytes = bytes;
+        self.record.proof = Some(proof);
+        self.record.sources = self.record.sources.continued_by(&sources);
+        if let Some(transfer) = &mut self.transfer {
+            transfer.sources = BySource::default();
         }
     }
 
     /// The attempt is over; what it brought stays.
     pub(super) fn end_transfer(&mut self) -> Option<Transfer> {
         self.record.sources = self.sources();
+        self.live = Live::default();
         self.transfer.take()
     }
 }

@@ -52,6 +52,11 @@ pub enum Happening {
         /// Which.
         file: FileIndex,
     },
+    /// A file has a word for its owner.
+    Notice {
+        /// Which.
+        file: FileIndex,
+    },
     /// A remote file has changed and is fetched anew.
     Modified {
         /// Which.

@@ -167,6 +167,11 @@ impl Job {
         (self.kind().has_ended() && cleared).then(|| self.record.since.after(config.ended_kept))
     }
 
+    /// How many records the journal has of it.
+    pub(super) fn records(&self) -> usize {
+        1 + self.files.len()
+    }
+
     /// When it is to be looked at next, and for what.
     pub(super) fn next_due(&self, config: &Config) -> Option<(JobTime, &'static str)> {
         if self.kind().has_ended() {
@@ -200,6 +205,7 @@ impl Job {
             url: spec.url.clone(),
             ranges: spec.ranges.clone(),
             digest: spec.digest,
+            without_manifest: spec.without_manifest,
             staged: spec.path.staged(self.record.id, file),
             path: spec.path.clone(),
             headers: settings.headers.iter().map(Header::clone).collect(),

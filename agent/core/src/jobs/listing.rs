@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::config::MAX_PAGE;
 use super::job::Job;
 use super::{
     Caller, FileIndex, JobId, JobSummary, JobView, Jobs, Now, RequestError, Revision, StateKind,
-    UserId,
+    TargetPath, UserId,
 };
 
 /// Which jobs are listed. What is `None` does not matter.
@@ -21,10 +22,12 @@ pub struct Filter {
     pub states: Option<BTreeSet<StateKind>>,
     /// Whose names hold this, in any case.
     pub name: Option<String>,
+    /// That have a file which comes to lie here.
+    pub path: Option<TargetPath>,
 }
 
 /// Part of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Page {
     /// The jobs, in the order of their numbers.
     pub jobs: Vec<JobSummary>,
@@ -131,6 +134,10 @@ impl Filter {
             let name = job.record.settings.name.to_lowercase();
             name.contains(&part.to_lowercase())
         });
-        in_state && owner && named
+        let fills = self.path.as_ref().is_none_or(|path| {
+            let mut files = job.files.iter();
+            files.any(|(_, file)| file.record.spec.path == *path)
+        });
+        in_state && owner && named && fills
     }
 }

@@ -33,6 +33,7 @@ mod pool;
 mod requests;
 mod restore;
 mod scheduling;
+mod schema;
 mod secret;
 mod settling;
 mod spec;
@@ -57,11 +58,12 @@ pub use check::{
     MAX_DESCRIPTION_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_NAME_BYTES, MAX_RANGES, SpecError,
 };
 pub use config::{
-    Config, EVENTS_KEPT, LONGEST_RETRY_AFTER, MAX_PAGE, NOTIFY_AT_ONCE, NOTIFY_TRIES, NOTIFY_WAITS,
-    Parallel, Quota, RESTARTS_AT_ONCE, STUCK_AFTER, STUCK_RESTS, TIME_SLICE,
+    Config, ENDED_KEPT_LEAST, ENDED_RECORDS_KEPT, EVENTS_KEPT, LONGEST_RETRY_AFTER, MAX_PAGE,
+    NOTIFY_AT_ONCE, NOTIFY_TRIES, NOTIFY_WAITS, Parallel, Quota, RESTARTS_AT_ONCE, STUCK_AFTER,
+    STUCK_RESTS, TIME_SLICE,
 };
 pub use error::{ErrorContext, JobError, Permanence, RequestError, RestoreError, Trouble};
-pub use file::{BySource, FileRecord, FileState};
+pub use file::{BySource, FileRecord, FileState, Live, NOTICES_KEPT, Proof, Trust};
 pub use history::{Happening, LoggedEvent};
 pub use ids::{Attempt, Caller, EventSeq, FileIndex, JobId, NotificationId, Revision, UserId};
 pub use job::JobRecord;
@@ -100,6 +102,8 @@ pub struct Jobs {
     faltered: BTreeSet<JobId>,
     /// When each is to be looked at.
     due: BTreeSet<(JobTime, JobId)>,
+    /// Those of each user that can be forgotten.
+    ended: BTreeMap<UserId, Ended>,
     network_up: bool,
     counters: Counters,
     /// As the journal has them.
@@ -116,6 +120,15 @@ pub struct Jobs {
     /// What is to be done after that is written.
     effects: Vec<Action>,
     actions: VecDeque<Action>,
+}
+
+/// Jobs of one user that can be forgotten.
+#[derive(Debug, Default)]
+struct Ended {
+    /// By when they are.
+    jobs: BTreeSet<(JobTime, JobId)>,
+    /// How many records they have together.
+    records: usize,
 }
 
 /// What of a job has to be written.
@@ -183,9 +196,14 @@ impl Jobs {
     }
 
     fn flush(&mut self, now: Now) {
+        let mut owners = BTreeSet::new();
         for (id, touch) in std::mem::take(&mut self.touched) {
             self.retime(id);
             self.write(id, touch);
+            owners.extend(self.jobs.get(&id).map(|job| job.record.owner));
+        }
+        for owner in owners {
+            self.forget_surplus(now, owner);
         }
         if self.counters != self.written {
             self.changes.push(Change::Counters(self.counters));
@@ -232,6 +250,12 @@ impl Jobs {
                 self.due.insert((at, id));
             }
             job.due = due;
+        }
+        if let Some(at) = job.forgotten_at(&self.config) {
+            let ended = self.ended.entry(job.record.owner).or_default();
+            if ended.jobs.insert((at, id)) {
+                ended.records += job.records();
+            }
         }
     }
 

@@ -63,6 +63,7 @@ impl Jobs {
             active: Default::default(),
             faltered: Default::default(),
             due: Default::default(),
+            ended: Default::default(),
             network_up: setup.network_up,
             counters: Counters::default(),
             written: Counters::default(),

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use branchline_hashing::Digest;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::schema::digest;
 use super::time::seconds;
 use super::{RemoteUrl, Secret, TargetPath};
 
 /// A job as it is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
     /// What it does.
@@ -28,7 +30,7 @@ pub struct JobSpec {
 }
 
 /// What a job does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// From origins to this machine.
@@ -37,7 +39,7 @@ pub enum JobKind {
 }
 
 /// One file of a download.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileSpec {
     /// Where from.
@@ -49,11 +51,15 @@ pub struct FileSpec {
     pub ranges: Vec<ByteRange>,
     /// The whole file's digest, when somebody knows it.
     #[serde(default)]
+    #[schema(schema_with = digest, required = false)]
     pub digest: Option<Digest>,
+    /// No manifest is looked for, nor believed.
+    #[serde(default)]
+    pub without_manifest: bool,
 }
 
 /// Some bytes of a remote file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ByteRange {
     /// The first byte's offset.
@@ -64,7 +70,7 @@ pub struct ByteRange {
 }
 
 /// What a job's owner may set, and change until it has ended.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// What people call it.
@@ -89,7 +95,18 @@ pub struct Settings {
 
 /// Who goes first.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
@@ -117,7 +134,7 @@ impl Priority {
 }
 
 /// A header of requests to the origin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
     /// Its name.
@@ -131,7 +148,7 @@ pub struct Header {
 }
 
 /// A user at the origin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Credentials {
     /// His name.
@@ -142,7 +159,7 @@ pub struct Credentials {
 }
 
 /// How the origin is reached.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProxyChoice {
     /// As the agent's configuration and environment say.
@@ -155,20 +172,24 @@ pub enum ProxyChoice {
 }
 
 /// When a job tries again, and when it gives up. Times go by [`super::JobTime`], whole seconds in JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetryPolicy {
     /// The shortest wait before a file is tried again.
     #[serde(rename = "min_delay_seconds", with = "seconds")]
+    #[schema(value_type = u64, maximum = 315_360_000)]
     pub min_delay: Duration,
     /// The longest one; waits double up to it.
     #[serde(rename = "max_delay_seconds", with = "seconds")]
+    #[schema(value_type = u64, maximum = 315_360_000)]
     pub max_delay: Duration,
     /// A job that keeps failing for so long without a new byte gives up; zero: it never tries again.
     #[serde(rename = "no_progress_timeout_seconds", with = "seconds")]
+    #[schema(value_type = u64, maximum = 315_360_000)]
     pub no_progress_timeout: Duration,
     /// A job gives up after so long with transfers running.
     #[serde(rename = "max_active_seconds", with = "seconds")]
+    #[schema(value_type = u64, maximum = 315_360_000)]
     pub max_active: Duration,
 }
 
@@ -191,7 +212,7 @@ impl Default for RetryPolicy {
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// Who is told what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NotifySettings {
     /// Posted to.
@@ -213,7 +234,9 @@ impl Default for NotifySettings {
 }
 
 /// What can be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum NotifyOf {
     /// All files are there: under their hidden names, or, of a job that completes itself, in place.
@@ -227,7 +250,7 @@ pub enum NotifyOf {
 }
 
 /// New values of settings; what is `None` stays.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SettingsChange {
     /// What people call it.
@@ -251,7 +274,7 @@ pub struct SettingsChange {
 }
 
 /// A change of credentials.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CredentialsChange {
     /// None any more.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{FileIndex, JobId};
 
 /// The longest path that Linux takes (PATH_MAX, with its NUL).
-const MAX_PATH_BYTES: usize = 4095;
+pub(super) const MAX_PATH_BYTES: usize = 4095;
 
 /// The longest file name of common file systems.
 const MAX_NAME_BYTES: usize = 255;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Time since the journal was begun. It never goes back, goes on where it was after a restart, and
 /// knows nothing of the wall clock: whoever sets that ends no timeout and begins none anew.
@@ -60,7 +61,18 @@ impl fmt::Display for JobTime {
 
 /// What the wall clock says: seconds since 1970, for people to read. No timer follows it.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
 )]
 #[serde(transparent)]
 pub struct UnixSeconds(pub u64);

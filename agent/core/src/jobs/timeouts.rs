@@ -1,10 +1,10 @@
 //! What happens when time has passed.
 
-use super::config::{STUCK_RESTS, TIME_SLICE};
+use super::config::{ENDED_KEPT_LEAST, ENDED_RECORDS_KEPT, STUCK_RESTS, TIME_SLICE};
 use super::job::{Job, Turn};
 use super::{
     CancelCause, Change, ErrorContext, FileState, Happening, JobError, JobId, JobState, Jobs, Now,
-    StateKind, Trigger, Trouble, Writing,
+    StateKind, Trigger, Trouble, UserId, Writing,
 };
 
 impl Jobs {
@@ -56,10 +56,32 @@ impl Jobs {
         self.rest_or_wake(now, id);
     }
 
+    /// A user's longest ended jobs go before their time when there are too many.
+    pub(super) fn forget_surplus(&mut self, now: Now, owner: UserId) {
+        while let Some(ended) = self.ended.get(&owner)
+            && ended.records > ENDED_RECORDS_KEPT
+            && ended.jobs.len() > 1
+            && let Some((_, id)) = ended.jobs.first().copied()
+            && let Some(job) = self.jobs.get(&id)
+            && job.record.since.after(ENDED_KEPT_LEAST) <= now.time
+        {
+            self.forget(now, id);
+        }
+    }
+
     fn forget(&mut self, now: Now, id: JobId) {
         self.log(now, id, Happening::Forgotten);
         if let Some(job) = self.jobs.remove(&id) {
             self.touched.remove(&id);
+            if let Some(due) = job.due {
+                self.due.remove(&(due, id));
+            }
+            if let Some(at) = job.forgotten_at(&self.config)
+                && let Some(ended) = self.ended.get_mut(&job.record.owner)
+                && ended.jobs.remove(&(at, id))
+            {
+                ended.records -= job.records();
+            }
             self.usage.forget(job.record.owner, id);
             let files = job.record.files;
             self.changes.push(Change::ForgetJob { job: id, files });

@@ -6,17 +6,19 @@ use std::borrow::Cow;
 
 use branchline_hashing::Digest;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::file::File;
 use super::job::Job;
+use super::schema::digest;
 use super::{
     BySource, ByteRange, ErrorContext, FileIndex, FileState, Header, JobError, JobId, JobKind,
-    JobTime, Jobs, NotifySettings, Now, Permanence, Priority, ProxyChoice, RetryPolicy, Revision,
-    Settings, StateKind, TargetPath, Trouble, UnixSeconds, UserId, Why,
+    JobTime, Jobs, NotifySettings, Now, Permanence, Priority, Proof, ProxyChoice, RetryPolicy,
+    Revision, Settings, StateKind, TargetPath, Trouble, UnixSeconds, UserId, Why,
 };
 
 /// A row of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobSummary {
     /// Its number.
     pub id: JobId,
@@ -38,6 +40,8 @@ pub struct JobSummary {
     pub length: Option<u64>,
     /// How many bytes are here.
     pub bytes: u64,
+    /// Where they came from.
+    pub sources: BySource,
     /// What failed, in one line.
     pub error: Option<String>,
     /// What it waits for, in one line.
@@ -49,15 +53,13 @@ pub struct JobSummary {
 }
 
 /// A job, with a page of its files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobView {
     /// As in a list.
     #[serde(flatten)]
     pub summary: JobSummary,
     /// What can be changed.
     pub settings: SettingsView,
-    /// Where its bytes came from.
-    pub sources: BySource,
     /// How long it has been in this state.
     pub seconds_in_state: u64,
     /// How long it has had transfers running.
@@ -75,7 +77,7 @@ pub struct JobView {
 }
 
 /// Settings without secrets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SettingsView {
     /// What people call it.
     pub name: String,
@@ -102,7 +104,7 @@ pub struct SettingsView {
 }
 
 /// A header.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HeaderView {
     /// Its name.
     pub name: String,
@@ -111,7 +113,7 @@ pub struct HeaderView {
 }
 
 /// One file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileView {
     /// Which of its job.
     pub index: FileIndex,
@@ -122,8 +124,10 @@ pub struct FileView {
     /// Which bytes; all when none are named.
     pub ranges: Vec<ByteRange>,
     /// What it must be.
+    #[schema(schema_with = digest)]
     pub digest: Option<Digest>,
     /// `waiting`, `running`, `stopping`, `retry_later`, `failed`, `staged`, `placing`, `in_place` or `dropped`.
+    #[schema(value_type = String)]
     pub state: Cow<'static, str>,
     /// What failed.
     pub error: Option<ErrorView>,
@@ -135,10 +139,18 @@ pub struct FileView {
     pub sources: BySource,
     /// How often it changed at the origin while it was fetched.
     pub changes: u32,
+    /// How many agents it takes segments from.
+    pub peers: u32,
+    /// What its transfer waits for, when nothing arrives.
+    pub waiting_for: Option<String>,
+    /// What it is, once it is here.
+    pub proof: Option<Proof>,
+    /// What its owner should read.
+    pub notices: Vec<String>,
 }
 
 /// What failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorView {
     /// Where.
     pub context: ErrorContext,
@@ -170,6 +182,7 @@ impl Jobs {
             files_done: sums.finished,
             length: (sums.unmeasured == 0).then_some(sums.length),
             bytes: sums.bytes,
+            sources: sums.sources,
             error: record.state.error().map(ToString::to_string),
             why: why.to_string(),
             created: record.created,
@@ -193,7 +206,6 @@ impl Jobs {
         JobView {
             summary: self.summary_with(job, &why),
             settings: settings_view(&job.record.settings),
-            sources: job.files.sums().sources,
             seconds_in_state: now.time.since(job.record.since).as_secs(),
             active_seconds: job.active(now.time).as_secs(),
             last_error: error.map(|error| error_view(now.time, error)),
@@ -262,6 +274,10 @@ fn file_view(now: JobTime, index: FileIndex, file: &File) -> FileView {
         bytes: record.bytes,
         sources: file.sources(),
         changes: record.changes,
+        peers: file.live.peers,
+        waiting_for: file.live.waiting_for.clone(),
+        proof: record.proof,
+        notices: record.notices.clone(),
     }
 }
 

@@ -595,3 +595,104 @@ fn lists_come_in_pages() {
     };
     assert_eq!(page(ROOT, &connecting, None), (vec![1, 2], None));
 }
+
+fn from_origin(bytes: u64) -> BySource {
+    BySource {
+        from_origin: bytes,
+        ..BySource::default()
+    }
+}
+
+/// What an attempt brought, and what an earlier one had left.
+fn resumed(found: u64, fetched: u64) -> BySource {
+    BySource {
+        from_store: found,
+        ..from_origin(fetched)
+    }
+}
+
+#[test]
+fn what_an_earlier_attempt_left_counts_as_it_came() {
+    let (mut world, id) = one(1);
+    let progress = |bytes, sources| Event::Progress { bytes, sources };
+    world.tell(id, FIRST, progress(60, from_origin(60)));
+    world.ask(id, Request::Suspend).expect("suspends");
+    world.let_stop();
+    world.ask(id, Request::Resume).expect("resumes");
+    world.tell(id, FIRST, progress(0, resumed(0, 0)));
+    assert_eq!(
+        world.job(id).summary.sources,
+        from_origin(60),
+        "not lost yet"
+    );
+    world.tell(id, FIRST, progress(70, resumed(60, 10)));
+    assert_eq!(world.job(id).summary.sources, from_origin(70));
+    let sources = resumed(65, 35);
+    let staged = Event::Staged {
+        bytes: 100,
+        sources,
+        proof: proof(),
+    };
+    world.tell(id, FIRST, staged);
+    assert_eq!(world.job(id).summary.sources, resumed(5, 95));
+    world.restart();
+    assert_eq!(world.job(id).summary.sources, resumed(5, 95));
+}
+
+#[test]
+fn what_was_lost_of_an_attempt_does_not_count() {
+    let (mut world, id) = one(1);
+    let (bytes, sources) = (60, from_origin(60));
+    world.tell(id, FIRST, Event::Progress { bytes, sources });
+    world.ask(id, Request::Suspend).expect("suspends");
+    world.let_stop();
+    world.ask(id, Request::Resume).expect("resumes");
+    world.tell(id, FIRST, staged());
+    assert_eq!(world.job(id).summary.sources, from_origin(100));
+}
+
+#[test]
+fn notices_are_kept_once_each_and_not_without_end() {
+    let (mut world, id) = one(1);
+    for number in 0..2 * NOTICES_KEPT {
+        for _ in 0..2 {
+            let notice = format!("number {number}\nsecond line");
+            world.tell(id, FIRST, Event::Notice(notice));
+        }
+    }
+    let notices = world.job(id).file_page[0].notices.clone();
+    assert_eq!(notices.len(), NOTICES_KEPT);
+    assert_eq!(notices[1], "number 1");
+}
+
+#[test]
+fn ended_jobs_do_not_pile_up() {
+    let mut world = World::new(small());
+    let files = ENDED_RECORDS_KEPT as u64 / 4;
+    let ended = |world: &mut World| {
+        let mut spec = spec(files, Priority::Normal);
+        spec.start = false;
+        let id = world.create(ROOT, spec).expect("a job");
+        world.ask(id, Request::Cancel).expect("cancels");
+        world.pass(ENDED_KEPT_LEAST / 4);
+        id
+    };
+    let of_alice = world
+        .create(ALICE, spec(1, Priority::Normal))
+        .expect("a job");
+    world.ask(of_alice, Request::Cancel).expect("cancels");
+    let ids: Vec<JobId> = (0..5).map(|_| ended(&mut world)).collect();
+    let all = |world: &World| {
+        let page = world
+            .jobs
+            .list(world.now, ROOT, &Filter::default(), None, 10);
+        page.jobs.iter().map(|job| job.id).collect::<Vec<_>>()
+    };
+    let left = [&[of_alice], &ids[1..]].concat();
+    assert_eq!(all(&world), left, "the second ended a moment ago");
+    world.pass(ENDED_KEPT_LEAST);
+    let next = ended(&mut world);
+    assert_eq!(all(&world), [of_alice, ids[3], ids[4], next]);
+    world.restart();
+    assert_eq!(all(&world), [of_alice, ids[3], ids[4], next]);
+}

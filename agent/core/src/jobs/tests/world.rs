@@ -92,6 +92,7 @@ pub(super) fn file(number: u64) -> FileSpec {
         path: TargetPath::new(format!("/srv/{number}")).expect("a path"),
         ranges: Vec::new(),
         digest: None,
+        without_manifest: false,
     }
 }
 
@@ -124,6 +125,13 @@ pub(super) fn permanent() -> Event {
     Event::Failed(Failure::Permanent { trouble })
 }
 
+pub(super) fn proof() -> Proof {
+    Proof {
+        content: branchline_hashing::ContentKey::from_bytes([7; 32]),
+        trust: Trust::Manifest,
+    }
+}
+
 pub(super) fn staged() -> Event {
     let sources = BySource {
         from_origin: 100,
@@ -132,6 +140,7 @@ pub(super) fn staged() -> Event {
     Event::Staged {
         bytes: 100,
         sources,
+        proof: proof(),
     }
 }
 
@@ -173,7 +182,7 @@ impl World {
         let attempt = transfer.attempt;
         match &event {
             Event::Progress { bytes, .. } => transfer.bytes = *bytes,
-            Event::Connected { .. } => {}
+            Event::Connected { .. } | Event::Live(_) | Event::Notice(_) => {}
             Event::Staged { .. } => {
                 self.staged.insert(transfer.order.staged.clone());
                 self.transfers.remove(&key);
