@@ -44,6 +44,11 @@ pub(crate) fn build(options: &OriginOptions) -> Result<reqwest::Client, OriginSe
         })
 }
 
+/// Whether requests can go through such a proxy at all.
+pub(crate) fn check_proxy(proxy: &ProxyChoice) -> Result<(), OriginSetupError> {
+    through(reqwest::Client::builder(), proxy).map(drop)
+}
+
 fn through(
     builder: reqwest::ClientBuilder,
     proxy: &ProxyChoice,

@@ -17,6 +17,7 @@
 mod body;
 mod cause;
 mod client;
+mod clients;
 mod document;
 mod error;
 mod fields;

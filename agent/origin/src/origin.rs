@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use url::Url;
 
 use crate::cause::{self, clean};
-use crate::client;
-use crate::error::OriginError;
+use crate::clients::Clients;
+use crate::error::{NetworkKind, OriginError};
 use crate::netrc::{Login, Netrc};
 use crate::options::{OriginOptions, OriginSetupError};
 use crate::target::{Place, Target, is_http, without_login};
@@ -28,7 +28,7 @@ pub struct Origin {
 }
 
 struct Shared {
-    client: reqwest::Client,
+    clients: Clients,
     netrc: Netrc,
     connect_timeout: Duration,
     stall_timeout: Duration,
@@ -47,7 +47,7 @@ impl Origin {
     /// [`OriginSetupError`], which says which option is wrong.
     pub fn new(options: &OriginOptions) -> Result<Self, OriginSetupError> {
         let shared = Shared {
-            client: client::build(options)?,
+            clients: Clients::new(options)?,
             netrc: Netrc::load(&options.netrc)?,
             connect_timeout: options.connect_timeout,
             stall_timeout: options.stall_timeout,
@@ -72,7 +72,7 @@ impl Origin {
         let (mut url, mut login) = without_login(url.clone());
         for _ in 0..=MAX_REDIRECTS {
             let headers = self.headers(target, &url, login.as_ref(), fields);
-            let response = self.send_once(method, &url, headers).await?;
+            let response = self.send_once(method, target, &url, headers).await?;
             let Some(next) = redirect(&response, &url)? else {
                 return Ok(Answer { response, url });
             };
@@ -98,7 +98,8 @@ impl Origin {
         }
         let request = self
             .shared
-            .client
+            .clients
+            .usual()
             .post(url.clone())
             .headers(headers)
             .body(body);
@@ -116,14 +117,17 @@ impl Origin {
     async fn send_once(
         &self,
         method: &Method,
+        target: &Target,
         url: &Url,
         headers: HeaderMap,
     ) -> Result<Response, OriginError> {
-        let request = self
-            .shared
-            .client
-            .request(method.clone(), url.clone())
-            .headers(headers);
+        let client = self.shared.clients.through(target.proxy());
+        let client = client.map_err(|error| OriginError::Network {
+            at: Place::of(url),
+            kind: NetworkKind::Connect,
+            cause: clean(&error.to_string()),
+        })?;
+        let request = client.request(method.clone(), url.clone()).headers(headers);
         self.in_time(url, request).await
     }
 

@@ -6,7 +6,9 @@ use percent_encoding::percent_decode_str;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
+use crate::client::check_proxy;
 use crate::netrc::Login;
+use crate::options::ProxyChoice;
 
 /// Ends the name of a manifest beside its file.
 const MANIFEST_SUFFIX: &str = ".branchline";
@@ -39,6 +41,7 @@ pub struct Target {
     headers: HeaderMap,
     login: Option<Login>,
     without_netrc: bool,
+    proxy: Option<ProxyChoice>,
 }
 
 /// A URL or header that cannot be asked for.
@@ -55,6 +58,12 @@ pub enum TargetError {
     UnsupportedScheme {
         /// The scheme.
         scheme: String,
+    },
+    /// No request can go through such a proxy.
+    #[error("{why}")]
+    BadProxy {
+        /// What is wrong with it, and what to do.
+        why: String,
     },
     /// A header that may not be set, or has characters that headers cannot have.
     #[error("the header {name:?} cannot be sent: {why}")]
@@ -90,6 +99,7 @@ impl Target {
             headers: map,
             login,
             without_netrc: false,
+            proxy: None,
         })
     }
 
@@ -109,6 +119,25 @@ impl Target {
             without_netrc: true,
             ..self
         }
+    }
+
+    /// Asked for through this proxy, whatever the options of the [`crate::Origin`] say.
+    ///
+    /// # Errors
+    /// [`TargetError::BadProxy`] when the proxy's URL is none.
+    pub fn through(self, proxy: ProxyChoice) -> Result<Self, TargetError> {
+        check_proxy(&proxy).map_err(|error| TargetError::BadProxy {
+            why: error.to_string(),
+        })?;
+        Ok(Self {
+            proxy: Some(proxy),
+            ..self
+        })
+    }
+
+    /// Which proxy it is asked for through, if that matters to it.
+    pub(crate) fn proxy(&self) -> Option<&ProxyChoice> {
+        self.proxy.as_ref()
     }
 
     /// Whether the credentials of the netrc file are for its user.
