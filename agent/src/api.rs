@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 
 use branchline_core::PeerId;
 pub use branchline_core::jobs;
+pub use branchline_core::jobs::Trust;
 use branchline_hashing::{Blake3Digest, ContentKey, Sha256Digest};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use url::Url;
+use utoipa::ToSchema;
 
 /// What the control API asks for, and the engine does.
 pub trait Backend: Send + Sync + 'static {
@@ -33,21 +35,26 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 /// One file to download.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GetRequest {
     /// Where the origin has it.
+    #[schema(value_type = String)]
     pub url: Url,
     /// Where it shall stand, absolute.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// The whole file's SHA-256, if known beforehand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-fA-F]{64}$")]
     pub sha256: Option<Sha256Digest>,
     /// The whole file's BLAKE3, if known beforehand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-fA-F]{64}$")]
     pub blake3: Option<Blake3Digest>,
     /// Further request headers for the origin, in order.
     #[serde(default)]
+    #[schema(value_type = Vec<Vec<String>>)]
     pub headers: Vec<(String, String)>,
     /// Does not look for a manifest, nor believe one.
     #[serde(default)]
@@ -80,7 +87,7 @@ pub fn without_password(url: &Url) -> Url {
 }
 
 /// What a download says of itself, in this order: any number of the first two, one of the others.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GetEvent {
     /// How far it is.
@@ -94,7 +101,7 @@ pub enum GetEvent {
 }
 
 /// How far a download is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
     /// Length of the file, once known.
     pub bytes: Option<u64>,
@@ -120,12 +127,14 @@ impl Progress {
 }
 
 /// What a finished download was. The three `from_` fields add up to `bytes`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct GetReport {
     /// Where the origin has the file.
+    #[schema(value_type = String)]
     pub url: Url,
     /// Where it stands now.
     #[serde(serialize_with = "readable")]
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// Its length.
     pub bytes: u64,
@@ -138,41 +147,20 @@ pub struct GetReport {
     /// From the request to the finished file.
     pub seconds: f64,
     /// Which version of the file it is.
+    #[schema(value_type = String)]
     pub content: ContentKey,
     /// What says that the bytes are right.
     pub trust: Trust,
     /// What the user was told meanwhile.
     #[serde(default)]
     pub notices: Vec<String>,
-}
-
-/// What the belief rests on that the bytes are right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Trust {
-    /// The manifest that the origin publishes.
-    Manifest,
-    /// A digest known beforehand.
-    Digest,
-    /// The members of the enrolled branch.
-    Branch,
-    /// Every byte came from the origin.
-    Origin,
-}
-
-impl fmt::Display for Trust {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Manifest => "manifest",
-            Self::Digest => "digest",
-            Self::Branch => "branch",
-            Self::Origin => "origin",
-        })
-    }
+    /// The job that it was, if an agent did it as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<jobs::JobId>,
 }
 
 /// Why something did not work.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, ToSchema)]
 #[error("{message}")]
 pub struct Failure {
     /// What to do about it, for programs.
@@ -197,7 +185,7 @@ impl Failure {
 }
 
 /// The kinds of failure a caller can tell apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// The request or the configuration makes no sense.
@@ -232,14 +220,16 @@ impl FailureKind {
 }
 
 /// What an agent is and does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Who it is.
+    #[schema(value_type = String)]
     pub peer_id: PeerId,
     /// The version of the program.
     pub version: String,
     /// Where its state lies.
     #[serde(serialize_with = "readable")]
+    #[schema(value_type = String)]
     pub state_dir: PathBuf,
     /// Since its start.
     pub uptime_seconds: u64,
@@ -258,12 +248,14 @@ pub struct Status {
 }
 
 /// A download that runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TransferStatus {
     /// Where the origin has the file.
+    #[schema(value_type = String)]
     pub url: Url,
     /// Where it shall stand.
     #[serde(serialize_with = "readable")]
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// How far it is.
     #[serde(flatten)]
@@ -271,7 +263,7 @@ pub struct TransferStatus {
 }
 
 /// Bytes by where they came from or went to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ByteCounts {
     /// Bytes that came from origins.
     pub from_origin: u64,
@@ -284,7 +276,7 @@ pub struct ByteCounts {
 }
 
 /// The state of a store.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoreStatus {
     /// How many segments it holds.
     pub segments: u64,
@@ -295,7 +287,7 @@ pub struct StoreStatus {
 }
 
 /// How an agent looks for others.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiscoveryStatus {
     /// Whether it does.
     pub enabled: bool,
@@ -306,11 +298,13 @@ pub struct DiscoveryStatus {
 }
 
 /// Another agent, as this one sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PeerInfo {
     /// Who it is.
+    #[schema(value_type = String)]
     pub peer_id: PeerId,
     /// Where it serves segments.
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<SocketAddr>,
     /// How it was found.
     pub found_by: FoundBy,
@@ -327,7 +321,7 @@ pub struct PeerInfo {
 }
 
 /// How an agent was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FoundBy {
     /// By multicast.
@@ -352,11 +346,13 @@ impl fmt::Display for FoundBy {
 }
 
 /// A content that the store holds, wholly or in part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CacheEntry {
     /// Which version of which file.
+    #[schema(value_type = String)]
     pub content: ContentKey,
     /// Where its origin has it, if this agent fetched it itself.
+    #[schema(value_type = Option<String>)]
     pub url: Option<Url>,
     /// The name it was last saved under.
     pub file_name: Option<String>,

@@ -6,5 +6,7 @@ pub mod control;
 pub mod service;
 
 mod engine;
+mod folder;
 mod jobs;
 mod owner;
+mod secret_file;

@@ -25,7 +25,7 @@ use crate::api::{
     PeerInfo, Status, StoreStatus, Trust,
 };
 use crate::config::Config;
-use crate::control::{self, ControlSocket};
+use crate::control::{self, ControlPort, ControlSocket, Doors};
 use crate::engine::{self, Engine, Errand, Parts};
 use crate::jobs::{self, DeskTask, JobDesk};
 use crate::owner::Owner;
@@ -48,7 +48,14 @@ pub struct Running {
     started: Instant,
 }
 
-/// Runs an agent until `stop` is cancelled; `ready` is called once it serves.
+/// Between the end of an agent whose journal takes no more writes and its new beginning.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+
+/// What answers may take to be finished before that.
+const LAST_ANSWERS_TIME: Duration = Duration::from_secs(3);
+
+/// Runs an agent until `stop` is cancelled; `ready` is called once it serves. When its journal takes no more writes, all is
+/// closed and opened anew as after a crash, for what a failed write left is known only then.
 ///
 /// # Errors
 /// [`Failure`] when it cannot start, with nothing left running.
@@ -58,36 +65,101 @@ pub async fn run(
     stop: CancellationToken,
     ready: impl FnOnce(&Running),
 ) -> Result<(), Failure> {
-    let running = Arc::new(Running::start(&config, state_dir).await?);
-    let served = match running.open_desk().await {
-        Ok((desk, task)) => {
-            let served = match ControlSocket::bind(state_dir) {
-                Ok(socket) => {
-                    ready(&running);
-                    serve(socket, Arc::clone(&running), desk, stop).await
+    let mut ready = Some(ready);
+    while let Ended::Broken(failure) = run_once(&config, state_dir, &stop, &mut ready).await? {
+        tracing::warn!(%failure, "all is closed and opened anew");
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(REOPEN_AFTER) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Why an agent has ended in order.
+enum Ended {
+    Stopped,
+    Broken(Failure),
+}
+
+async fn run_once(
+    config: &Config,
+    state_dir: &Path,
+    stop: &CancellationToken,
+    ready: &mut Option<impl FnOnce(&Running)>,
+) -> Result<Ended, Failure> {
+    let running = Arc::new(Running::start(config, state_dir).await?);
+    let served = match running.open_desk(config).await {
+        Ok((desk, mut task)) => {
+            let served = match doors(config, state_dir) {
+                Ok(doors) => {
+                    if let Some(ready) = ready.take() {
+                        ready(&running);
+                    }
+                    serve(doors, Arc::clone(&running), desk, &mut task, stop).await
                 }
-                Err(error) => Err(error.into()),
+                Err(failure) => Err(failure),
             };
             task.shut_down().await;
             served
         }
         Err(failure) => Err(failure),
     };
-    match Arc::into_inner(running) {
-        Some(running) => running.shut_down(false).await,
-        None => tracing::warn!("the control API is still in use; the process ends anyway"),
+    match (Arc::into_inner(running), served) {
+        (Some(running), served) => {
+            running.shut_down(false).await;
+            served
+        }
+        // The store cannot be opened anew as long as it is open: whoever started this process starts another.
+        (None, Ok(Ended::Broken(failure))) => Err(failure),
+        (None, served) => {
+            tracing::warn!("the control API is still in use; the process ends anyway");
+            served
+        }
     }
-    served
 }
 
+/// Makes the socket, and opens the port if there is to be one.
+fn doors(config: &Config, state_dir: &Path) -> Result<Doors, Failure> {
+    let port = config.control.listen;
+    let is_root = rustix::process::geteuid().is_root();
+    if let Some(address) = port.filter(|it| is_root && !(1..1024).contains(&it.port())) {
+        let message = format!(
+            "control port {address}: any user could listen there before root's agent does, and be sent its token; choose a port below 1024 for `control.listen`"
+        );
+        return Err(Failure::new(FailureKind::Usage, message));
+    }
+    Ok(Doors {
+        port: port
+            .map(|address| ControlPort::bind(address, state_dir))
+            .transpose()?,
+        socket: ControlSocket::bind(state_dir)?,
+        other_users: config.control.other_users,
+    })
+}
+
+/// Serves until it is to stop, or the desk has a journal that takes no more writes; answers are finished either way.
 async fn serve(
-    socket: ControlSocket,
+    doors: Doors,
     running: Arc<Running>,
     desk: JobDesk,
-    stop: CancellationToken,
-) -> Result<(), Failure> {
-    let served = control::serve(socket, running, Some(desk), stop).await;
-    served.map_err(|error| Failure::new(FailureKind::LocalDisk, format!("control socket: {error}")))
+    task: &mut DeskTask,
+    stop: &CancellationToken,
+) -> Result<Ended, Failure> {
+    let stop = stop.child_token();
+    let serving = control::serve(doors, running, Some(desk), stop.clone());
+    let mut serving = std::pin::pin!(serving);
+    let (served, ended) = tokio::select! {
+        served = &mut serving => (served, Ended::Stopped),
+        failure = task.broken() => {
+            stop.cancel();
+            // Some caller may never take his answer.
+            let ended = tokio::time::timeout(LAST_ANSWERS_TIME, serving).await;
+            (ended.unwrap_or(Ok(())), Ended::Broken(failure))
+        }
+    };
+    let failed = |error| Failure::new(FailureKind::LocalDisk, format!("control socket: {error}"));
+    served.map(|()| ended).map_err(failed)
 }
 
 /// One download by an engine in this process.
@@ -184,10 +256,10 @@ impl Running {
     }
 
     /// Takes up the jobs.
-    async fn open_desk(&self) -> Result<(JobDesk, DeskTask), Failure> {
+    async fn open_desk(&self, config: &Config) -> Result<(JobDesk, DeskTask), Failure> {
         let shared = self.engine.shared();
         JobDesk::open(jobs::Parts {
-            config: branchline_core::jobs::Config::default(),
+            config: config.jobs.0,
             state_dir: self.state_dir.clone(),
             store: shared.store.clone(),
             downloads: self.engine.downloads(),

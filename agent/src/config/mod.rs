@@ -10,19 +10,22 @@ mod paths;
 mod reader;
 mod values;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use branchline_core::jobs;
+
 pub use error::ConfigError;
 pub use paths::{Environment, default_config_file, default_state_dir};
 use reader::Document;
+use values::{
+    ANY_SIZE, absolute_file, address, bytes_or_any, duration_between, format_duration, interface,
+    loopback, quoted, quoted_list,
+};
 pub use values::{
     HostPort, LogLevel, ParseValueError, StoreLimit, format_bytes, parse_bytes, parse_duration,
-};
-use values::{
-    absolute_file, address, duration_between, format_duration, interface, quoted, quoted_list,
 };
 
 /// What is in force.
@@ -36,6 +39,10 @@ pub struct Config {
     pub store: StoreConfig,
     /// How origins are asked.
     pub origin: OriginConfig,
+    /// What jobs may do.
+    pub jobs: JobsConfig,
+    /// Who may tell the agent what to do.
+    pub control: ControlConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -86,6 +93,19 @@ pub struct OriginConfig {
     pub ca_file: Option<PathBuf>,
 }
 
+/// `[jobs]`: what [`branchline_core::jobs`] is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct JobsConfig(pub branchline_core::jobs::Config);
+
+/// `[control]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlConfig {
+    /// Whether an agent of root serves other users.
+    pub other_users: bool,
+    /// A loopback address to serve at besides the socket.
+    pub listen: Option<SocketAddr>,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
@@ -116,6 +136,11 @@ impl Default for Config {
                 connect_timeout: Duration::from_secs(10),
                 stall_timeout: Duration::from_secs(30),
                 ca_file: None,
+            },
+            jobs: JobsConfig::default(),
+            control: ControlConfig {
+                other_users: true,
+                listen: None,
             },
             log: LogConfig {
                 level: LogLevel::Info,
@@ -163,6 +188,8 @@ impl Config {
             exchange,
             store,
             origin,
+            jobs,
+            control,
             log,
         } = Self::default();
         Ok(Self {
@@ -172,6 +199,11 @@ impl Config {
                 limit: document.text("store.limit", store.limit, str::parse)?,
             },
             origin: origin.read(document)?,
+            jobs: jobs.read(document)?,
+            control: ControlConfig {
+                other_users: document.boolean("control.other_users", control.other_users)?,
+                listen: document.text("control.listen", control.listen, loopback)?,
+            },
             log: LogConfig {
                 level: document.text("log.level", log.level, str::parse)?,
             },
@@ -185,10 +217,13 @@ impl Config {
             exchange,
             store,
             origin,
+            jobs,
+            control,
             log,
         } = self;
         let ca_file = origin.ca_file.as_deref().unwrap_or(Path::new(""));
-        vec![
+        let listen = control.listen.map_or_else(String::new, |it| it.to_string());
+        let first = vec![
             ("discovery.enabled", discovery.enabled.to_string()),
             ("discovery.mdns", discovery.mdns.to_string()),
             ("discovery.kademlia", discovery.kademlia.to_string()),
@@ -211,8 +246,17 @@ impl Config {
                 quoted(format_duration(origin.stall_timeout)),
             ),
             ("origin.ca_file", quoted(ca_file.display())),
+        ];
+        let last = [
+            ("control.other_users", control.other_users.to_string()),
+            ("control.listen", quoted(listen)),
             ("log.level", quoted(log.level)),
-        ]
+        ];
+        first
+            .into_iter()
+            .chain(jobs.settings())
+            .chain(last)
+            .collect()
     }
 
     /// The configuration as a TOML file.
@@ -270,6 +314,76 @@ impl OriginConfig {
             stall_timeout: document.text("origin.stall_timeout", stall, timeout)?,
             ca_file: document.text("origin.ca_file", self.ca_file, absolute_file)?,
         })
+    }
+}
+
+impl JobsConfig {
+    /// What is kept for less than an hour nobody has seen; ten years are for ever.
+    const TIMES: std::ops::RangeInclusive<Duration> =
+        Duration::from_secs(3_600)..=branchline_core::jobs::LONGEST_TIMEOUT;
+
+    fn read(self, document: &mut Document<'_>) -> Result<Self, ConfigError> {
+        let jobs::Config {
+            parallel,
+            quota,
+            ended_kept,
+            inactive_after,
+        } = self.0;
+        let time = |text: &str| duration_between(text, Self::TIMES);
+        let mut places = |key, or| document.count(key, or, 1..=1_000);
+        let parallel = jobs::Parallel {
+            background_jobs: places("jobs.background_jobs", parallel.background_jobs)?,
+            background_files: places("jobs.background_files", parallel.background_files)?,
+            foreground_files: places("jobs.foreground_files", parallel.foreground_files)?,
+            files_per_job: places("jobs.files_per_job", parallel.files_per_job)?,
+        };
+        let mut most = |key, or| document.count(key, or, 1..=1_000_000);
+        let quota = jobs::Quota {
+            jobs: most("jobs.max_jobs", quota.jobs)?,
+            files_per_job: most("jobs.max_files_per_job", quota.files_per_job)?,
+            files: most("jobs.max_files", quota.files)?,
+            bytes: document.text("jobs.max_bytes", quota.bytes, bytes_or_any)?,
+        };
+        Ok(Self(jobs::Config {
+            parallel,
+            quota,
+            ended_kept: document.text("jobs.ended_kept", ended_kept, time)?,
+            inactive_after: document.text("jobs.inactive_after", inactive_after, time)?,
+        }))
+    }
+
+    fn settings(&self) -> [(&'static str, String); 10] {
+        let jobs::Config {
+            parallel,
+            quota,
+            ended_kept,
+            inactive_after,
+        } = &self.0;
+        let max_bytes = match quota.bytes {
+            u64::MAX => ANY_SIZE.to_owned(),
+            bytes => format_bytes(bytes),
+        };
+        [
+            ("jobs.background_jobs", parallel.background_jobs.to_string()),
+            (
+                "jobs.background_files",
+                parallel.background_files.to_string(),
+            ),
+            (
+                "jobs.foreground_files",
+                parallel.foreground_files.to_string(),
+            ),
+            ("jobs.files_per_job", parallel.files_per_job.to_string()),
+            ("jobs.max_jobs", quota.jobs.to_string()),
+            ("jobs.max_files_per_job", quota.files_per_job.to_string()),
+            ("jobs.max_files", quota.files.to_string()),
+            ("jobs.max_bytes", quoted(max_bytes)),
+            ("jobs.ended_kept", quoted(format_duration(*ended_kept))),
+            (
+                "jobs.inactive_after",
+                quoted(format_duration(*inactive_after)),
+            ),
+        ]
     }
 }
 

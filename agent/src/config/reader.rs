@@ -53,15 +53,17 @@ impl<'t> Document<'t> {
         or: u16,
         range: RangeInclusive<u16>,
     ) -> Result<u16, ConfigError> {
-        let what = format!("a number from {} to {}", range.start(), range.end());
-        self.take(key, or, |value| {
-            let integer = value.as_integer().ok_or_else(|| expected(&what, value))?;
-            let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
-            let number = number.and_then(|n| u16::try_from(n).ok());
-            number
-                .filter(|n| range.contains(n))
-                .ok_or_else(|| expected(&what, value))
-        })
+        self.take(key, or, |value| one_number(value, &range))
+    }
+
+    /// How many of something.
+    pub(super) fn count(
+        &mut self,
+        key: &'static str,
+        or: usize,
+        range: RangeInclusive<usize>,
+    ) -> Result<usize, ConfigError> {
+        self.take(key, or, |value| one_number(value, &range))
     }
 
     pub(super) fn text<T, E: Display>(
@@ -133,6 +135,19 @@ impl<'t> Document<'t> {
             problem,
         })
     }
+}
+
+fn one_number<T: TryFrom<i64> + PartialOrd + Display>(
+    value: &DeValue<'_>,
+    range: &RangeInclusive<T>,
+) -> Result<T, String> {
+    let what = format!("a number from {} to {}", range.start(), range.end());
+    let integer = value.as_integer().ok_or_else(|| expected(&what, value))?;
+    let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
+    let number = number.and_then(|n| T::try_from(n).ok());
+    number
+        .filter(|n| range.contains(n))
+        .ok_or_else(|| expected(&what, value))
 }
 
 /// `section.key` for each key of a section; what is in no section, and a section without keys,

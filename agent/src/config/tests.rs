@@ -41,6 +41,20 @@ fn what_is_in_force_is_itself_a_configuration_that_says_the_same() {
         connect_timeout = "1500ms"
         stall_timeout = "2m"
         ca_file = "/etc/ssl/our \"own\".pem"
+        [jobs]
+        background_jobs = 1
+        background_files = 2
+        foreground_files = 3
+        files_per_job = 4
+        max_jobs = 5
+        max_files_per_job = 6
+        max_files = 70_000
+        max_bytes = "8 TiB"
+        ended_kept = "9h"
+        inactive_after = "10d"
+        [control]
+        other_users = false
+        listen = "[::1]:4003"
         [log]
         level = "debug"
     "#;
@@ -54,7 +68,7 @@ fn what_is_in_force_is_itself_a_configuration_that_says_the_same() {
         .zip(default)
         .filter(|(a, b)| a != b)
         .count();
-    assert_eq!(unlike, 14, "every key can be set");
+    assert_eq!(unlike, 26, "every key can be set");
 }
 
 #[test]
@@ -78,6 +92,10 @@ fn errors_name_the_file_the_line_and_the_key() {
         "[discovery]\ninterfaces = ['']",
         "[origin]\nstall_timeout = '1ms'",
         "[origin]\nca_file = 'ca.pem'",
+        "[jobs]\nbackground_jobs = 0",
+        "[jobs]\nmax_bytes = 'much'",
+        "[jobs]\nended_kept = '59m'",
+        "[control]\nlisten = '192.0.2.7:80'",
         "[log]\nlevel = 'loud'",
         "[log]\nlevel = 'info'\nlevel = 'info'",
         "[log\n",
@@ -102,6 +120,10 @@ fn errors_name_the_file_the_line_and_the_key() {
     configuration: b.toml:2: discovery.interfaces: expected an interface's name such as "eth0", found ""
     configuration: b.toml:2: origin.stall_timeout: expected a time from 100ms to 1h, found "1ms"
     configuration: b.toml:2: origin.ca_file: expected an absolute path, or "" for none, found "ca.pem"
+    configuration: b.toml:2: jobs.background_jobs: expected a number from 1 to 1000, found 0
+    configuration: b.toml:2: jobs.max_bytes: expected a size such as "64 MiB" or "1GB", or "unlimited", found "much"
+    configuration: b.toml:2: jobs.ended_kept: expected a time from 1h to 3650d, found "59m"
+    configuration: b.toml:2: control.listen: expected a loopback address with a port such as "127.0.0.1:4003" or "[::1]:4003", or "" for none, found "192.0.2.7:80"
     configuration: b.toml:2: log.level: expected one of "error", "warn", "info", "debug", "trace", found "loud"
     configuration: b.toml:3: duplicate key
     configuration: b.toml:1: unclosed table, expected `]`

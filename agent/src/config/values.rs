@@ -1,7 +1,7 @@
 //! The texts a configuration is made of: sizes, times, hosts. Every parser is total.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -37,7 +37,13 @@ const BYTE_UNITS: [(&str, u64); 9] = [
 ];
 
 /// Units of time, the largest first, in milliseconds.
-const TIME_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const TIME_UNITS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
 
 /// A whole number and its unit, with or without a space between.
 fn quantity(text: &str, units: &[(&str, u64)]) -> Option<u64> {
@@ -75,12 +81,35 @@ pub fn format_bytes(bytes: u64) -> String {
     format!("{number} {unit}")
 }
 
-/// Reads a time: `250ms`, `10s`, `5m`, `1h`.
+/// The text for a size that is not bounded.
+pub(super) const ANY_SIZE: &str = "unlimited";
+
+/// Reads a size, or that it is not bounded.
+pub(super) fn bytes_or_any(text: &str) -> Result<u64, ParseValueError> {
+    let expected = "a size such as \"64 MiB\" or \"1GB\", or \"unlimited\"";
+    match text {
+        ANY_SIZE => Ok(u64::MAX),
+        text => quantity(text, &BYTE_UNITS).ok_or_else(|| not(expected, text)),
+    }
+}
+
+/// Reads an address of this machine that no other reaches; `""` is none.
+pub(super) fn loopback(text: &str) -> Result<Option<SocketAddr>, ParseValueError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = text.parse::<SocketAddr>().ok();
+    let loopback = address.filter(|address| address.ip().is_loopback());
+    let expected = "a loopback address with a port such as \"127.0.0.1:4003\" or \"[::1]:4003\", or \"\" for none";
+    loopback.map(Some).ok_or_else(|| not(expected, text))
+}
+
+/// Reads a time: `250ms`, `10s`, `5m`, `1h`, `14d`.
 ///
 /// # Errors
 /// [`ParseValueError`] for anything else, and past 2^64 milliseconds.
 pub fn parse_duration(text: &str) -> Result<Duration, ParseValueError> {
-    let expected = "a time such as \"250ms\", \"10s\", \"5m\" or \"1h\"";
+    let expected = "a time such as \"250ms\", \"10s\", \"5m\", \"1h\" or \"14d\"";
     let milliseconds = quantity(text, &TIME_UNITS).ok_or_else(|| not(expected, text))?;
     Ok(Duration::from_millis(milliseconds))
 }

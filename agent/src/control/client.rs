@@ -1,5 +1,6 @@
 //! The commands' side of the control API.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::http::{Method, Request, Response, StatusCode, header};
 use branchline_core::jobs::{
-    FileIndex, JobId, JobSpec, JobView, Page, Request as JobRequest, StateKind,
+    FileIndex, Filter, JobId, JobSpec, JobView, Page, Request as JobRequest, StateKind,
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -175,22 +176,31 @@ impl Client {
         self.ask(&format!("/v1/jobs/{job}?file={first}")).await
     }
 
-    /// A page of jobs: those with numbers above `after`, in these states where some are named.
+    /// A page of jobs: those with numbers above `after`.
     ///
     /// # Errors
     /// [`ClientError`] without an answer.
-    pub async fn jobs(
-        &self,
-        states: &[StateKind],
-        after: Option<JobId>,
-    ) -> Result<Page, ClientError> {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        if !states.is_empty() {
+    pub async fn jobs(&self, filter: &Filter, after: Option<JobId>) -> Result<Page, ClientError> {
+        let Filter {
+            owner,
+            states,
+            name,
+            path,
+        } = filter;
+        let words = |states: &BTreeSet<StateKind>| {
             let words: Vec<&str> = states.iter().map(|state| state.word()).collect();
-            query.append_pair("state", &words.join(","));
-        }
-        if let Some(after) = after {
-            query.append_pair("after", &after.to_string());
+            words.join(",")
+        };
+        let parts = [
+            ("owner", owner.map(|owner| owner.to_string())),
+            ("state", states.as_ref().map(words)),
+            ("name", name.clone()),
+            ("path", path.as_ref().map(ToString::to_string)),
+            ("after", after.map(|after| after.to_string())),
+        ];
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        for (key, value) in parts {
+            query.extend_pairs(value.map(|value| (key, value)));
         }
         self.ask(&format!("/v1/jobs?{}", query.finish())).await
     }

@@ -5,26 +5,30 @@ use std::convert::Infallible;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event as SentEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, patch, post, put};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Json};
 use branchline_core::jobs::{
-    Caller, EventSeq, FileIndex, FileSpec, Filter, JobId, JobSpec, JobView, Jobs, MAX_PAGE, Now,
-    Page, ProxyChoice, RemoteUrl, Request, RequestError, Revision, SettingsChange, StateKind,
-    UserId,
+    Caller, EventSeq, FileIndex, FileSpec, Filter, Header, JobId, JobSpec, JobView, Jobs, MAX_PAGE,
+    NotifySettings, Now, Page, ProxyChoice, RemoteUrl, Request, RequestError, Revision,
+    SettingsChange, StateKind, TargetPath, UserId,
 };
+use branchline_origin::Target;
 use futures_util::stream::{self, Stream};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::problem::Problem;
+use super::problem::{Problem, Problems};
 use super::server::{Shared, User};
 use crate::api::{Failure, FailureKind};
-use crate::jobs::JobDesk;
+use crate::jobs::{JobDesk, proxy_of};
 
 /// Files of a job that an answer shows unless more are asked for.
 const FILES_SHOWN: usize = 100;
@@ -32,60 +36,76 @@ const FILES_SHOWN: usize = 100;
 /// Jobs that a page has unless others are asked for.
 const JOBS_SHOWN: usize = 100;
 
-pub(super) fn routes() -> Router<Shared> {
-    Router::new()
-        .route("/v1/jobs", get(list).post(create))
-        .route("/v1/jobs/batch", post(create_many))
-        .route("/v1/jobs/{id}", get(show).merge(patch(set)))
-        .route("/v1/jobs/{id}/files", post(add_files))
-        .route("/v1/jobs/{id}/files/{file}/url", put(replace_url))
-        .route("/v1/jobs/{id}/replace-prefix", post(replace_prefix))
-        .route("/v1/jobs/{id}/resume", asks(Request::Resume))
-        .route("/v1/jobs/{id}/suspend", asks(Request::Suspend))
-        .route("/v1/jobs/{id}/complete", asks(Request::Complete))
-        .route("/v1/jobs/{id}/cancel", asks(Request::Cancel))
-        .route("/v1/events", get(events))
+pub(super) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(create_many))
+        .routes(routes!(show, set))
+        .routes(routes!(add_files))
+        .routes(routes!(replace_url))
+        .routes(routes!(replace_prefix))
+        .routes(routes!(resume))
+        .routes(routes!(suspend))
+        .routes(routes!(complete))
+        .routes(routes!(cancel))
+        .routes(routes!(events))
 }
 
 /// Which jobs, and how many.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// States of jobs, with commas between them.
     state: Option<String>,
+    /// The user whose jobs are listed.
     owner: Option<u32>,
+    /// What their names hold, in any case.
     name: Option<String>,
+    /// Where one of their files comes to lie.
+    path: Option<TargetPath>,
+    /// The page begins with the job after this one.
     after: Option<u64>,
+    /// How many jobs it has at most.
     limit: Option<usize>,
 }
 
 /// Which of its files.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct ShowQuery {
+    /// The first file that is shown.
     file: Option<u32>,
+    /// How many of them are shown at most.
     limit: Option<usize>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct EventsQuery {
+    /// Events after this number; those that come from now on when nothing is said.
     after: Option<u64>,
+    /// Of this job alone.
     job: Option<u64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewUrl {
     url: RemoteUrl,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewPrefix {
     from: String,
     to: String,
 }
 
+/// Lists jobs.
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(ListQuery), responses((status = 200, body = Page), Problems))]
 async fn list(
     State(shared): State<Shared>,
     Extension(user): Extension<User>,
@@ -96,6 +116,7 @@ async fn list(
         owner: query.owner.map(UserId),
         states: query.state.as_deref().map(states).transpose()?,
         name: query.name,
+        path: query.path,
     };
     let (after, most) = (query.after.map(JobId), query.limit.unwrap_or(JOBS_SHOWN));
     let caller = user.caller();
@@ -111,6 +132,8 @@ fn states(text: &str) -> Result<BTreeSet<StateKind>, Problem> {
     text.split(',').map(state).collect()
 }
 
+/// Makes a job.
+#[utoipa::path(post, path = "/v1/jobs", tag = "jobs", request_body = JobSpec, responses((status = 201, body = JobView, headers(("etag" = String))), Problems))]
 async fn create(
     State(shared): State<Shared>,
     Extension(user): Extension<User>,
@@ -129,13 +152,15 @@ async fn create(
 }
 
 /// The answer to many jobs at once: in their order, its number or why there is none.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum Created {
     Id(JobId),
     Refused(String),
 }
 
+/// Makes jobs, each for itself.
+#[utoipa::path(post, path = "/v1/jobs/batch", tag = "jobs", request_body = Vec<JobSpec>, responses((status = 201, body = Vec<Created>), Problems))]
 async fn create_many(
     State(shared): State<Shared>,
     Extension(user): Extension<User>,
@@ -156,6 +181,8 @@ async fn create_many(
     Ok((StatusCode::CREATED, Json(created)).into_response())
 }
 
+/// A job, with some of its files.
+#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ShowQuery), responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
 async fn show(
     State(shared): State<Shared>,
     Extension(user): Extension<User>,
@@ -171,6 +198,8 @@ async fn show(
     Ok(answer(desk(&shared)?.ask(look).await??))
 }
 
+/// Changes settings.
+#[utoipa::path(patch, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ("if-match" = Option<String>, Header, description = "The ETag of the job as it was seen, or *")), request_body = SettingsChange, responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
 async fn set(
     shared: State<Shared>,
     user: Extension<User>,
@@ -179,10 +208,16 @@ async fn set(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let change: SettingsChange = read(body)?;
-    check_proxy(change.proxy.as_ref())?;
+    check_asking(
+        change.headers.as_deref().unwrap_or_default(),
+        change.proxy.as_ref(),
+    )?;
+    check_webhook(change.notify.as_ref())?;
     request(shared, user, id, &headers, Request::Set(Box::new(change))).await
 }
 
+/// Adds files.
+#[utoipa::path(post, path = "/v1/jobs/{id}/files", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ("if-match" = Option<String>, Header, description = "The ETag of the job as it was seen, or *")), request_body = Vec<FileSpec>, responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
 async fn add_files(
     shared: State<Shared>,
     user: Extension<User>,
@@ -195,6 +230,8 @@ async fn add_files(
     request(shared, user, id, &headers, Request::AddFiles(files)).await
 }
 
+/// Replaces the URL of a file.
+#[utoipa::path(put, path = "/v1/jobs/{id}/files/{file}/url", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ("file" = u32, Path, description = "Which of its files, from 0", example = 0), ("if-match" = Option<String>, Header, description = "The ETag of the job as it was seen, or *")), request_body = NewUrl, responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
 async fn replace_url(
     shared: State<Shared>,
     user: Extension<User>,
@@ -215,6 +252,8 @@ async fn replace_url(
     .await
 }
 
+/// Replaces what the URLs of unfinished files begin with.
+#[utoipa::path(post, path = "/v1/jobs/{id}/replace-prefix", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ("if-match" = Option<String>, Header, description = "The ETag of the job as it was seen, or *")), request_body = NewPrefix, responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
 async fn replace_prefix(
     shared: State<Shared>,
     user: Extension<User>,
@@ -233,17 +272,61 @@ async fn replace_prefix(
     .await
 }
 
-/// A route that asks this of a job, without a body.
-fn asks(what: Request) -> MethodRouter<Shared> {
-    post(
-        move |shared: State<Shared>,
-              user: Extension<User>,
-              id: Result<Path<u64>, PathRejection>,
-              headers: HeaderMap| {
-            let what = what.clone();
-            async move { request(shared, user, id, &headers, what).await }
-        },
-    )
+/// Starts a job, or goes on with it.
+#[utoipa::path(post, path = "/v1/jobs/{id}/resume", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ("if-match" = Option<String>, Header, description = "The ETag of the job as it was seen, or *")), responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
+async fn resume(
+    shared: State<Shared>,
+    user: Extension<User>,
+    asked: Asked,
+) -> Result<Response, Problem> {
+    request(shared, user, asked.id, &asked.headers, Request::Resume).await
+}
+
+/// Stops a job for now.
+#[utoipa::path(post, path = "/v1/jobs/{id}/suspend", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ("if-match" = Option<String>, Header, description = "The ETag of the job as it was seen, or *")), responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
+async fn suspend(
+    shared: State<Shared>,
+    user: Extension<User>,
+    asked: Asked,
+) -> Result<Response, Problem> {
+    request(shared, user, asked.id, &asked.headers, Request::Suspend).await
+}
+
+/// Gives the files of a job their names.
+#[utoipa::path(post, path = "/v1/jobs/{id}/complete", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ("if-match" = Option<String>, Header, description = "The ETag of the job as it was seen, or *")), responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
+async fn complete(
+    shared: State<Shared>,
+    user: Extension<User>,
+    asked: Asked,
+) -> Result<Response, Problem> {
+    request(shared, user, asked.id, &asked.headers, Request::Complete).await
+}
+
+/// Ends a job.
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "jobs", params(("id" = u64, Path, description = "The job's number", example = 1), ("if-match" = Option<String>, Header, description = "The ETag of the job as it was seen, or *")), responses((status = 200, body = JobView, headers(("etag" = String))), Problems))]
+async fn cancel(
+    shared: State<Shared>,
+    user: Extension<User>,
+    asked: Asked,
+) -> Result<Response, Problem> {
+    request(shared, user, asked.id, &asked.headers, Request::Cancel).await
+}
+
+/// Of which job something is asked that needs no body.
+struct Asked {
+    id: Result<Path<u64>, PathRejection>,
+    headers: HeaderMap,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Asked {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self {
+            id: Path::from_request_parts(parts, state).await,
+            headers: parts.headers.clone(),
+        })
+    }
 }
 
 /// Asks something of a job; the answer is the job as it is then.
@@ -265,6 +348,7 @@ async fn request(
 }
 
 /// What happens to the caller's jobs, as server-sent events (WHATWG HTML, 9.2), from now on or after a number.
+#[utoipa::path(get, path = "/v1/events", tag = "jobs", params(EventsQuery, ("last-event-id" = Option<u64>, Header, description = "As `after`")), responses((status = 200, content_type = "text/event-stream", body = String), Problems))]
 async fn events(
     State(shared): State<Shared>,
     Extension(user): Extension<User>,
@@ -389,33 +473,43 @@ fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, P
 }
 
 fn check_spec(spec: &JobSpec) -> Result<(), Problem> {
-    check_proxy(Some(&spec.settings.proxy))?;
+    check_asking(&spec.settings.headers, Some(&spec.settings.proxy))?;
+    check_webhook(Some(&spec.settings.notify))?;
     check(&spec.files)
 }
 
-fn check_proxy(proxy: Option<&ProxyChoice>) -> Result<(), Problem> {
-    match proxy {
-        None | Some(ProxyChoice::Preconfigured) => Ok(()),
-        Some(ProxyChoice::None | ProxyChoice::Url(_)) => Err(usage(
-            "jobs have no proxies of their own yet; leave it `preconfigured`".into(),
-        )),
+fn check_webhook(notify: Option<&NotifySettings>) -> Result<(), Problem> {
+    match notify.and_then(|notify| notify.webhook.as_ref()) {
+        Some(url) if !is_http(url) => Err(usage(format!("{url}: webhooks are http or https URLs"))),
+        Some(_) | None => Ok(()),
     }
 }
 
-/// What is not done yet is refused, not passed over.
+fn is_http(url: &RemoteUrl) -> bool {
+    let url = url::Url::parse(url.expose());
+    url.is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+}
+
+/// What the origin's client would refuse is refused before there is a job.
+fn check_asking(headers: &[Header], proxy: Option<&ProxyChoice>) -> Result<(), Problem> {
+    let headers = headers.iter();
+    let headers = headers.map(|it| (it.name.clone(), it.value.expose().to_owned()));
+    let target = Target::new("http://origin/", headers);
+    let target = target.map_err(|error| usage(error.to_string()))?;
+    if let Some(choice) = proxy.and_then(proxy_of) {
+        target
+            .through(choice)
+            .map_err(|error| usage(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Whether these can be fetched at all.
 fn check(files: &[FileSpec]) -> Result<(), Problem> {
     for file in files {
-        let url = url::Url::parse(file.url.expose());
-        let fetched = url.is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-        if !fetched {
+        if !is_http(&file.url) {
             return Err(usage(format!(
                 "{}: only http and https URLs are fetched",
-                file.url
-            )));
-        }
-        if !file.ranges.is_empty() {
-            return Err(usage(format!(
-                "{}: parts of files are not fetched yet",
                 file.url
             )));
         }

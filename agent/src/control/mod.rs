@@ -7,13 +7,16 @@
 
 mod client;
 mod jobs;
+mod openapi;
 mod problem;
 mod server;
 mod socket;
+mod tcp;
 
 pub use client::{Client, ClientError, EventStream, GetStream};
-pub(crate) use server::serve;
+pub(crate) use server::{Doors, serve};
 pub use socket::{BindError, ControlSocket, SOCKET_NAME};
+pub use tcp::{ControlPort, TOKEN_NAME};
 
 /// A line of events or a request is a few hundred bytes; a cache list is the longest, at some 300
 /// bytes an entry. What is longer than this is no answer of an agent.

@@ -1,8 +1,9 @@
 //! Errors as `application/problem+json` (RFC 9457), both ways.
 
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::api::{Failure, FailureKind};
 
@@ -16,8 +17,9 @@ pub(super) struct Problem {
 }
 
 /// RFC 9457, section 3.1, and the `kind` of [`Failure`] as an extension.
-#[derive(Serialize, Deserialize)]
-struct Body {
+#[derive(Serialize, Deserialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Body {
     r#type: String,
     title: String,
     status: u16,
@@ -48,8 +50,55 @@ impl IntoResponse for Problem {
             kind,
         };
         let json = serde_json::to_vec(&body).expect("texts and numbers are always JSON");
-        (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], json).into_response()
+        let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], json).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            // RFC 6750, section 3.
+            let scheme = HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
     }
+}
+
+/// What any request may be answered with instead.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its shape is used")]
+pub(super) enum Problems {
+    /// The request makes no sense.
+    #[response(status = 400, content_type = "application/problem+json")]
+    Usage(Body),
+    /// Over TCP: the token is missing or wrong.
+    #[response(status = 401, content_type = "application/problem+json")]
+    NoToken(Body),
+    /// It is not for this user.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Strange(Body),
+    /// There is no such thing, or it is somebody else's.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(Body),
+    /// This path has another method.
+    #[response(status = 405, content_type = "application/problem+json")]
+    OtherMethod(Body),
+    /// The job's state does not allow it.
+    #[response(status = 409, content_type = "application/problem+json")]
+    WrongState(Body),
+    /// The job has changed since.
+    #[response(status = 412, content_type = "application/problem+json")]
+    Changed(Body),
+    /// The body is too long.
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLong(Body),
+    /// The user's quota is used up.
+    #[response(status = 429, content_type = "application/problem+json")]
+    Quota(Body),
+    /// This machine's disk failed.
+    #[response(status = 500, content_type = "application/problem+json")]
+    LocalDisk(Body),
+    /// The agent is ending.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Ending(Body),
 }
 
 /// Reads the body that [`Problem`] writes.

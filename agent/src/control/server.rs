@@ -7,20 +7,23 @@ use axum::body::{Body, Bytes};
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::serve::IncomingStream;
 use axum::{Extension, Json, Router};
 use branchline_core::jobs::UserId;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream, Stream};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::problem::Problem;
-use super::{ControlSocket, EVENT_LINES, MAX_REQUEST_BYTES, jobs};
+use super::problem::{Problem, Problems};
+use super::tcp::Token;
+use super::{ControlPort, ControlSocket, EVENT_LINES, MAX_REQUEST_BYTES, jobs, openapi};
 use crate::api::{
     Backend, CacheEntry, Failure, FailureKind, GetEvent, GetRequest, PeerInfo, Status,
 };
@@ -32,23 +35,48 @@ use crate::jobs::JobDesk;
 /// # Errors
 /// None today; axum keeps the right to.
 pub(crate) async fn serve(
-    socket: ControlSocket,
+    doors: Doors,
     backend: Arc<dyn Backend>,
     desk: Option<JobDesk>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
+    let Doors {
+        socket,
+        port,
+        other_users,
+    } = doors;
     let (listener, _file) = socket.into_parts();
+    let (tcp, token) = port.map(|port| (port.listener, port.token)).unzip();
     let service = router(Shared {
         backend,
         desk,
+        gate: Gate { other_users, token },
         stop: stop.clone(),
-    });
-    axum::serve(
-        listener,
-        service.into_make_service_with_connect_info::<Caller>(),
-    )
-    .with_graceful_shutdown(stop.cancelled_owned())
-    .await
+    })
+    .into_make_service_with_connect_info::<Caller>();
+    let ended = stop.clone().cancelled_owned();
+    let over_socket =
+        axum::serve(listener, service.clone()).with_graceful_shutdown(stop.cancelled_owned());
+    let Some(tcp) = tcp else {
+        return over_socket.await;
+    };
+    let over_tcp = axum::serve(tcp, service).with_graceful_shutdown(ended);
+    tokio::try_join!(over_socket.into_future(), over_tcp.into_future()).map(drop)
+}
+
+/// Where callers come in.
+pub(crate) struct Doors {
+    pub(crate) socket: ControlSocket,
+    pub(crate) port: Option<ControlPort>,
+    /// Whether an agent of root serves other users too.
+    pub(crate) other_users: bool,
+}
+
+/// Who gets in.
+#[derive(Clone)]
+struct Gate {
+    other_users: bool,
+    token: Option<Token>,
 }
 
 #[derive(Clone)]
@@ -56,23 +84,34 @@ pub(super) struct Shared {
     backend: Arc<dyn Backend>,
     /// None in an agent that keeps no jobs.
     pub(super) desk: Option<JobDesk>,
+    gate: Gate,
     pub(super) stop: CancellationToken,
 }
 
 fn router(shared: Shared) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/peers", get(peers))
-        .route("/v1/cache", get(cache))
-        .route("/v1/get", post(start_get))
-        .merge(jobs::routes())
+    let (router, document) = described_routes().split_for_parts();
+    let document = Bytes::from(openapi::json(document));
+    router
+        .route(openapi::ROUTE, get(async || openapi::answer(document)))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .layer(middleware::from_fn(admit))
+        .layer(middleware::from_fn_with_state(shared.clone(), admit))
         .with_state(shared)
 }
 
+/// All but the description itself.
+fn described_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(openapi::head())
+        .routes(routes!(status))
+        .routes(routes!(peers))
+        .routes(routes!(cache))
+        .routes(routes!(start_get))
+        .merge(jobs::routes())
+}
+
+/// What this agent is and does.
+#[utoipa::path(get, path = "/v1/status", tag = "agent", responses((status = 200, body = Status), Problems))]
 async fn status(
     State(shared): State<Shared>,
     Extension(user): Extension<User>,
@@ -85,10 +124,14 @@ async fn status(
     Ok(Json(status))
 }
 
+/// The agents it sees.
+#[utoipa::path(get, path = "/v1/peers", tag = "agent", responses((status = 200, body = Vec<PeerInfo>), Problems))]
 async fn peers(State(shared): State<Shared>) -> Result<Json<Vec<PeerInfo>>, Problem> {
     Ok(Json(shared.backend.peers().await?))
 }
 
+/// What its store holds.
+#[utoipa::path(get, path = "/v1/cache", tag = "agent", responses((status = 200, body = Vec<CacheEntry>), Problems))]
 async fn cache(
     State(shared): State<Shared>,
     Extension(user): Extension<User>,
@@ -101,6 +144,8 @@ async fn cache(
     Ok(Json(shared.backend.cache().await?))
 }
 
+/// Downloads a file while the caller listens: one event a line. Who closes the connection cancels it.
+#[utoipa::path(post, path = "/v1/get", tag = "agent", request_body = GetRequest, responses((status = 200, body = GetEvent, content_type = "application/x-ndjson"), Problems))]
 async fn start_get(
     State(shared): State<Shared>,
     Extension(user): Extension<User>,
@@ -193,21 +238,27 @@ async fn no_such_method(uri: Uri) -> Problem {
     }
 }
 
-/// Who called, as the kernel noted it when the connection was made (`SO_PEERCRED`, unix(7)).
+/// Who called.
 #[derive(Debug, Clone, Copy)]
-struct Caller {
-    uid: Option<u32>,
+enum Caller {
+    /// Over the socket, as the kernel noted it when the connection was made (`SO_PEERCRED`, unix(7)).
+    Local { uid: Option<u32> },
+    /// Over TCP: the token will say.
+    Remote,
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Caller {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self {
-            uid: stream
-                .io()
-                .peer_cred()
-                .ok()
-                .map(|credentials| credentials.uid()),
+        let credentials = stream.io().peer_cred().ok();
+        Self::Local {
+            uid: credentials.map(|credentials| credentials.uid()),
         }
+    }
+}
+
+impl Connected<IncomingStream<'_, TcpListener>> for Caller {
+    fn connect_info(_: IncomingStream<'_, TcpListener>) -> Self {
+        Self::Remote
     }
 }
 
@@ -230,24 +281,58 @@ impl User {
 }
 
 async fn admit(
+    State(Shared { gate, .. }): State<Shared>,
     ConnectInfo(caller): ConnectInfo<Caller>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let own = rustix::process::geteuid().as_raw();
-    let user = caller.uid.map(|uid| User {
-        uid,
-        administrates: uid == own || uid == 0,
-    });
-    match user {
-        Some(user) if user.administrates || own == 0 => {
+    let authorization = request.headers().get(header::AUTHORIZATION);
+    match gate.admit(caller, authorization.map(HeaderValue::as_bytes)) {
+        Ok(user) => {
             request.extensions_mut().insert(user);
             next.run(request).await
         }
-        Some(_) | None => {
-            tracing::warn!(?caller, "control API: another user was refused");
-            strange("this agent belongs to another user; run the command as that user or as root")
-                .into_response()
+        Err(problem) => {
+            tracing::warn!(?caller, "control API: refused");
+            problem.into_response()
+        }
+    }
+}
+
+impl Gate {
+    fn admit(&self, caller: Caller, authorization: Option<&[u8]>) -> Result<User, Problem> {
+        let own = rustix::process::geteuid().as_raw();
+        match caller {
+            Caller::Local { uid: Some(uid) } if uid == own || uid == 0 => Ok(User {
+                uid,
+                administrates: true,
+            }),
+            Caller::Local { uid: Some(uid) } if own == 0 && self.other_users => Ok(User {
+                uid,
+                administrates: false,
+            }),
+            Caller::Local { .. } => Err(strange(
+                "this agent belongs to another user; run the command as that user or as root",
+            )),
+            // Who can read the token's file is the agent's user, or root.
+            Caller::Remote
+                if self
+                    .token
+                    .as_ref()
+                    .is_some_and(|it| it.opens(authorization)) =>
+            {
+                Ok(User {
+                    uid: own,
+                    administrates: true,
+                })
+            }
+            Caller::Remote => Err(Problem {
+                status: StatusCode::UNAUTHORIZED,
+                failure: Failure::new(
+                    FailureKind::AgentUnreachable,
+                    "control API: this needs the header `Authorization: Bearer TOKEN`, with the token in control.token of the state directory",
+                ),
+            }),
         }
     }
 }

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{self, BoxStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -128,6 +128,7 @@ fn a_report() -> GetReport {
         content: ContentKey::from_bytes([3; 32]),
         trust: Trust::Manifest,
         notices: vec!["slow".into()],
+        job: None,
     }
 }
 
@@ -135,6 +136,7 @@ fn a_report() -> GetReport {
 struct Served {
     folder: tempfile::TempDir,
     gets: mpsc::UnboundedReceiver<(GetRequest, mpsc::Sender<GetEvent>)>,
+    port: std::net::SocketAddr,
     stop: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
 }
@@ -144,8 +146,16 @@ fn served() -> Served {
     let (sender, gets) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
     let socket = ControlSocket::bind(folder.path()).expect("a socket");
-    let server = tokio::spawn(serve(
+    let loopback = "127.0.0.1:0".parse().expect("an address");
+    let port = ControlPort::bind(loopback, folder.path()).expect("a port");
+    let address = port.address().expect("bound");
+    let doors = Doors {
         socket,
+        port: Some(port),
+        other_users: true,
+    };
+    let server = tokio::spawn(serve(
+        doors,
         Arc::new(Played { gets: sender }),
         None,
         stop.clone(),
@@ -153,6 +163,7 @@ fn served() -> Served {
     Served {
         folder,
         gets,
+        port: address,
         stop,
         server,
     }
@@ -428,4 +439,38 @@ async fn an_agent_that_hangs_is_given_up() {
         error.to_string().contains("no answer within 50ms"),
         "{error}"
     );
+}
+
+/// What the agent answers over TCP to a request with this header.
+async fn over_tcp(served: &Served, header: &str) -> String {
+    let mut stream = TcpStream::connect(served.port).await.expect("connected");
+    let request =
+        format!("GET /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    answer
+}
+
+#[tokio::test]
+async fn over_tcp_only_the_token_opens() {
+    let served = served();
+    let token = std::fs::read_to_string(served.folder.path().join(TOKEN_NAME)).expect("a token");
+    let token = token.trim_end();
+    let opened = over_tcp(&served, &format!("Authorization: Bearer {token}\r\n")).await;
+    assert!(opened.starts_with("HTTP/1.1 200 "), "{opened}");
+    assert!(opened.contains("https://origin.example/f.iso"), "{opened}");
+    for header in [
+        "",
+        "Authorization: Bearer \r\n",
+        "Authorization: Bearer x\r\n",
+    ] {
+        let refused = over_tcp(&served, header).await;
+        assert!(refused.starts_with("HTTP/1.1 401 "), "{refused}");
+        assert!(
+            refused.to_lowercase().contains("www-authenticate: bearer"),
+            "{refused}"
+        );
+        assert!(!refused.contains("origin.example"), "{refused}");
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use branchline_core::{PeerId, SegmentSet};
 use branchline_hashing::{ContentKey, Digest, FixedSegments, Manifest};
-use branchline_origin::{OriginError, Retry, Target};
+use branchline_origin::{OriginError, ProxyChoice, Retry, Target};
 
 use crate::api::{GetReport, GetRequest, Trust, without_password};
 use crate::engine::at_home::Here;
@@ -17,7 +17,8 @@ use crate::engine::ingest::Job;
 use crate::engine::lookup::{self, Known};
 use crate::engine::manifest_search::Handover;
 use crate::engine::partial::{Partial, PartialError};
-use crate::engine::plain::{self, Plain, PlainError};
+use crate::engine::parts::{Delivered, Part, Parts};
+use crate::engine::plain::{self, Plain};
 use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
 use crate::engine::provisional::ProvisionalContent;
@@ -56,12 +57,24 @@ pub(super) async fn run(
         target,
         partial,
     };
-    let delivered = download.until_it_stands_still(meter).await?;
+    let delivered = match errand.parts.as_slice() {
+        [] => download.until_it_stands_still(meter).await?,
+        wanted => {
+            let parts = Parts {
+                shared,
+                partial: &download.partial,
+                target: &download.target,
+                wanted,
+                digests: &lookup::users_digests(request),
+            };
+            parts.run(meter).await?
+        }
+    };
     let progress = meter.progress();
     Ok(GetReport {
         url: without_password(&request.url),
         path: request.path.clone(),
-        bytes: delivered.manifest.file_length(),
+        bytes: delivered.bytes,
         from_origin: progress.from_origin,
         from_peers: progress.from_peers,
         from_store: progress.from_store,
@@ -69,11 +82,12 @@ pub(super) async fn run(
         content: delivered.key,
         trust: delivered.trust,
         notices: meter.notices().to_vec(),
+        job: None,
     })
 }
 
 /// What is downloaded, for whom, and where it appears.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Errand {
     /// What; its path is the name that people know.
     pub(crate) request: GetRequest,
@@ -83,9 +97,14 @@ pub(crate) struct Errand {
     pub(crate) owner: Owner,
     /// User and password at the origin.
     pub(crate) login: Option<Login>,
+    /// The proxy to the origin, where it is another than the agent's own.
+    pub(crate) proxy: Option<ProxyChoice>,
+    /// Which bytes of the file, one range after the other; all when none are named.
+    pub(crate) parts: Vec<Part>,
 }
 
 /// A user at an origin. Its `Debug` shows no password.
+#[derive(Clone)]
 pub(crate) struct Login {
     pub(crate) user: String,
     pub(crate) password: String,
@@ -105,6 +124,8 @@ impl Errand {
             request,
             owner,
             login: None,
+            proxy: None,
+            parts: Vec::new(),
         }
     }
 
@@ -112,6 +133,10 @@ impl Errand {
         let target = Target::new(self.request.url.as_str(), self.request.headers.clone())?;
         let target = match &self.login {
             Some(Login { user, password }) => target.with_login(user.clone(), password.clone()),
+            None => target,
+        };
+        let target = match &self.proxy {
+            Some(proxy) => target.through(proxy.clone())?,
             None => target,
         };
         Ok(match self.owner {
@@ -158,10 +183,7 @@ impl<E: Into<GetError>> From<E> for Attempt {
 }
 
 impl Download<'_> {
-    async fn until_it_stands_still(
-        &self,
-        meter: &mut Meter,
-    ) -> Result<Arc<LocalContent>, GetError> {
+    async fn until_it_stands_still(&self, meter: &mut Meter) -> Result<Delivered, GetError> {
         let mut last = None;
         for _ in 0..ATTEMPTS {
             match self.attempt(last.is_some(), meter).await {
@@ -494,15 +516,10 @@ impl Download<'_> {
             target: &self.target,
             remote: &remote,
             digests: &digests,
+            parts: &[],
         };
-        let manifest = plain.run(meter).await.map_err(|error| match error {
-            PlainError::Origin(error) => GetError::Origin(error),
-            PlainError::Local(error) => GetError::Local(error),
-            PlainError::WrongDigest { expected } => GetError::WrongDigest {
-                url: self.target.url().clone(),
-                expected,
-            },
-        })?;
+        let manifest = plain.run(meter).await;
+        let manifest = manifest.map_err(|error| error.of(&self.target))?;
         let (key, trust) = match digests.first() {
             Some(digest) => (ContentKey::of_digest(digest), Trust::Digest),
             None => (
@@ -594,7 +611,7 @@ impl Download<'_> {
     }
 
     /// Gives the file its name, and its segments to the store.
-    async fn deliver(&self, complete: Complete) -> Result<Arc<LocalContent>, GetError> {
+    async fn deliver(&self, complete: Complete) -> Result<Delivered, GetError> {
         let Complete {
             content,
             on_shelf,
@@ -619,7 +636,11 @@ impl Download<'_> {
             Ok::<_, PartialError>(())
         })
         .await?;
-        Ok(content)
+        Ok(Delivered {
+            bytes: length,
+            key: content.key,
+            trust: content.trust,
+        })
     }
 }
 

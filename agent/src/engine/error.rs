@@ -35,6 +35,14 @@ pub(crate) enum GetError {
         "{url} has another digest than the {expected} that was asked for; the file was not kept: check the digest and the address"
     )]
     WrongDigest { url: Url, expected: Digest },
+    #[error(
+        "{url} has no byte range from {first} on as asked for: {}; ask for bytes that it has", length_of(*.file_bytes)
+    )]
+    NoSuchRange {
+        url: Url,
+        first: u64,
+        file_bytes: Option<u64>,
+    },
     #[error("{url} kept changing while it was fetched (now: {version}); try again later")]
     KeepsChanging { url: Url, version: Box<Version> },
     #[error(
@@ -100,9 +108,17 @@ impl GetError {
             Self::Stale { .. } | Self::BadManifest { .. } | Self::WrongDigest { .. } => {
                 FailureKind::Verification
             }
+            Self::NoSuchRange { .. } => FailureKind::OriginRefused,
             Self::KeepsChanging { .. } | Self::NobodyHasIt { .. } => FailureKind::Network,
             Self::Cancelled => FailureKind::Interrupted,
         }
+    }
+}
+
+fn length_of(file_bytes: Option<u64>) -> String {
+    match file_bytes {
+        Some(bytes) => format!("it has {bytes} bytes"),
+        None => "the origin does not say how long it is".into(),
     }
 }
 

@@ -49,6 +49,11 @@ pub(crate) struct Known {
     pub(crate) handover: Option<Handover>,
 }
 
+/// Asks the origin alone what the file is.
+pub(crate) async fn remote(shared: &Shared, target: &Target) -> Result<Remote, OriginError> {
+    at_first(false).run(|| shared.origin.probe(target)).await
+}
+
 /// Asks the origin about `target`, and for its manifest at the same time. `again`: the file changed
 /// after it was asked before, so HEAD may be what is wrong.
 pub(crate) async fn ask(
@@ -173,7 +178,8 @@ async fn linked_manifest(
     }
 }
 
-fn users_digests(request: &GetRequest) -> Vec<Digest> {
+/// Digests that the user says the file has.
+pub(crate) fn users_digests(request: &GetRequest) -> Vec<Digest> {
     let sha256 = request.sha256.map(Digest::Sha256);
     sha256
         .into_iter()

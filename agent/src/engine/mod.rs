@@ -18,6 +18,7 @@ mod manifest_search;
 mod origin_run;
 mod outline;
 mod partial;
+mod parts;
 mod plain;
 mod planned;
 mod progress;
@@ -62,6 +63,7 @@ use crate::engine::turns::Turns;
 pub(crate) use crate::engine::download::{Errand, Login};
 pub(crate) use crate::engine::error::GetError;
 pub(crate) use crate::engine::partial::{PartialError, partial_name};
+pub(crate) use crate::engine::parts::Part;
 
 /// Events of one download that wait for its listener.
 const EVENT_QUEUE: usize = 64;

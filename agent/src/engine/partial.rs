@@ -4,16 +4,17 @@
 //! writer, who holds its lock; it outlives every interruption. Nothing is recorded about what it
 //! holds: whoever goes on with it hashes what is there against the manifest.
 
-use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use branchline_core::SegmentSet;
 use branchline_hashing::{Digest, Digester, Manifest, SegmentHash, VerifiedSegment};
 
 use crate::engine::linux;
+use crate::folder::Folder;
 use crate::owner::Owner;
 
 /// Why the local side of a download failed.
@@ -55,6 +56,28 @@ pub(crate) enum PartialError {
     },
 }
 
+impl PartialError {
+    /// The same for the owner of a job with this target: hidden names are no business of his, and what he does about it is
+    /// another thing than for a command.
+    pub(crate) fn of_job(&self, target: &Path) -> String {
+        let target = target.display();
+        match self {
+            Self::BadTarget { why, .. } => format!(
+                "cannot write to {target}: {why}; cancel the job, and make one for a file in an existing folder"
+            ),
+            Self::InUse { .. } => format!("another download is writing {target}"),
+            Self::DiskFull { folder, needed, .. } => format!(
+                "no room for {target} in {}{}; free some space and resume the job, it goes on where it stopped",
+                folder.display(),
+                more(*needed)
+            ),
+            Self::Io { doing, source, .. } => format!(
+                "cannot {doing} {target}: {source}; mend the folder's permissions or its disk, then resume the job"
+            ),
+        }
+    }
+}
+
 /// Read at a time when the whole file is digested; measured: less costs more a byte.
 const READ_BYTES: usize = 1 << 20;
 
@@ -82,10 +105,8 @@ impl Partial {
             why,
         };
         let name = target.file_name().ok_or_else(|| bad("it names no file"))?;
-        if target.is_dir() {
-            return Err(bad("it is a folder"));
-        }
-        let path = target.with_file_name(partial_name(name));
+        let partial = partial_name(name);
+        let path = target.with_file_name(&partial);
         let fail = |doing| {
             let path = path.clone();
             move |source| PartialError::Io {
@@ -94,6 +115,10 @@ impl Partial {
                 source,
             }
         };
+        let folder = Folder::of(target, owner).map_err(fail("reach the folder of"))?;
+        if folder.join(name).is_dir() {
+            return Err(bad("it is a folder"));
+        }
         // Whatever else stands there under that name (a link, a pipe) is not followed.
         let file = OpenOptions::new()
             .read(true)
@@ -101,7 +126,7 @@ impl Partial {
             .create(true)
             .truncate(false)
             .custom_flags(linux::NO_FOLLOW)
-            .open(&path)
+            .open(folder.join(&partial))
             .map_err(fail("create"))?;
         match linux::try_lock(&file) {
             Ok(true) => {}
@@ -117,7 +142,7 @@ impl Partial {
             return Err(bad("its partial file is not a plain file with one name"));
         }
         // Between opening and locking another download may have given the file its final name.
-        let named = std::fs::symlink_metadata(&path).map_err(fail("inspect"))?;
+        let named = std::fs::symlink_metadata(folder.join(&partial)).map_err(fail("inspect"))?;
         if (named.dev(), named.ino()) != (metadata.dev(), metadata.ino()) {
             return Err(PartialError::InUse {
                 path: target.to_owned(),
@@ -294,16 +319,28 @@ impl Partial {
             .map_err(|e| self.fail("resize", e))?;
         // Best effort: a note on a finished file speaks of nothing and harms nobody.
         let _ = linux::remove_note(&self.file);
-        if let Ok(old) = std::fs::metadata(&self.target) {
-            // Best effort: on some file systems modes cannot be changed at all.
-            let _ = self.file.set_permissions(old.permissions());
-        }
+        let folder = Folder::of(&self.target, self.owner)
+            .map_err(|e| self.fail("reach the folder of", e))?;
+        let named = |path: &Path| folder.join(path.file_name().unwrap_or_default());
+        // Best effort: on some file systems modes cannot be changed at all.
+        let _ = self.keep_mode(&named(&self.target));
         self.file.sync_all().map_err(|e| self.fail("write", e))?;
-        std::fs::rename(&self.path, &self.target).map_err(|e| self.fail("rename", e))?;
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        std::fs::rename(named(&self.path), named(&self.target))
+            .map_err(|e| self.fail("rename", e))?;
         // The file is in place. A folder that may be written to but not read cannot be synced.
-        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
-            tracing::warn!(folder = %folder.display(), %error, "a new name may be lost with the power");
+        let synced = File::open(folder.join(OsStr::new("."))).and_then(|folder| folder.sync_all());
+        if let Err(error) = synced {
+            tracing::warn!(path = %self.target.display(), %error, "a new name may be lost with the power");
+        }
+        Ok(())
+    }
+
+    /// As the file that it replaces, where that is the same user's.
+    fn keep_mode(&self, target: &Path) -> io::Result<()> {
+        let (old, new) = (std::fs::symlink_metadata(target)?, self.file.metadata()?);
+        if old.is_file() && old.uid() == new.uid() {
+            let mode = old.permissions().mode() & 0o777;
+            self.file.set_permissions(Permissions::from_mode(mode))?;
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::Shared;
+use crate::engine::error::GetError;
 use crate::engine::linux;
 use crate::engine::origin_run::retries;
 use crate::engine::partial::{Partial, PartialError};
@@ -46,6 +47,20 @@ pub(crate) enum PlainError {
     WrongDigest { expected: Digest },
 }
 
+impl PlainError {
+    /// As the error of a download.
+    pub(crate) fn of(self, target: &Target) -> GetError {
+        match self {
+            Self::Origin(error) => GetError::Origin(error),
+            Self::Local(error) => GetError::Local(error),
+            Self::WrongDigest { expected } => GetError::WrongDigest {
+                url: target.url().clone(),
+                expected,
+            },
+        }
+    }
+}
+
 /// What the partial file belongs to.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
@@ -54,6 +69,9 @@ struct Note {
     length: u64,
     boot_id: String,
     synced_bytes: u64,
+    /// Offset and length of each part; none for all.
+    #[serde(default)]
+    parts: Vec<(u64, u64)>,
 }
 
 /// A plain download.
@@ -64,6 +82,8 @@ pub(crate) struct Plain<'a> {
     pub(crate) remote: &'a Remote,
     /// All of these the whole file must have.
     pub(crate) digests: &'a [Digest],
+    /// The bytes that are wanted, one range after the other: they are the whole file then. All when none are named.
+    pub(crate) parts: &'a [ByteRange],
 }
 
 impl Plain<'_> {
@@ -98,13 +118,32 @@ impl Plain<'_> {
         chunks: mpsc::Sender<Bytes>,
         meter: &mut Meter,
     ) -> Result<(), PlainError> {
-        if self.remote.length() == Some(start) {
+        if self.length() == Some(start) {
             return Ok(());
         }
-        let rest = self
-            .remote
-            .length()
-            .and_then(|end| ByteRange::new(start, end - start));
+        if self.parts.is_empty() {
+            let rest = self
+                .length()
+                .and_then(|end| ByteRange::new(start, end - start));
+            return self.fetch_range(rest, &chunks, meter).await;
+        }
+        let mut skipped = start;
+        for part in self.parts {
+            let skip = skipped.min(part.length());
+            skipped -= skip;
+            if let Some(rest) = ByteRange::new(part.offset() + skip, part.length() - skip) {
+                self.fetch_range(Some(rest), &chunks, meter).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_range(
+        &self,
+        rest: Option<ByteRange>,
+        chunks: &mpsc::Sender<Bytes>,
+        meter: &mut Meter,
+    ) -> Result<(), PlainError> {
         let resume = Resume::WithStrongValidator;
         let mut reader = self
             .shared
@@ -153,14 +192,32 @@ impl Plain<'_> {
         })
     }
 
+    /// How many bytes are wanted, where that is known.
+    fn length(&self) -> Option<u64> {
+        match self.parts {
+            [] => self.remote.length(),
+            parts => Some(
+                parts
+                    .iter()
+                    .map(ByteRange::length)
+                    .fold(0, u64::saturating_add),
+            ),
+        }
+    }
+
     /// Only a version that can be told from others can be gone on with later.
     fn note(&self) -> Option<Note> {
         Some(Note {
             url: self.remote.url.to_string(),
             validator: self.remote.validator.as_ref()?.to_string(),
-            length: self.remote.length()?,
+            length: self.length()?,
             boot_id: linux::boot_id(),
             synced_bytes: 0,
+            parts: self
+                .parts
+                .iter()
+                .map(|it| (it.offset(), it.length()))
+                .collect(),
         })
     }
 
@@ -182,8 +239,8 @@ impl Plain<'_> {
 
 impl Note {
     fn usable(&self, now: &Self) -> u64 {
-        let same =
-            (&self.url, &self.validator, self.length) == (&now.url, &now.validator, now.length);
+        let same = (&self.url, &self.validator, self.length, &self.parts)
+            == (&now.url, &now.validator, now.length, &now.parts);
         match (same, self.boot_id == now.boot_id && !now.boot_id.is_empty()) {
             (false, _) => 0,
             (true, true) => u64::MAX,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::clock::{ClockRecord, JobClock};
-use super::journal::Journal;
+use super::journal::{Journal, JournalError};
 use super::network::{self, RouteChanges};
 use super::placing::{self, Placed};
 use super::{notify, transfer};
@@ -58,6 +58,7 @@ pub(crate) struct JobDesk {
 /// The desk's own task.
 pub(crate) struct DeskTask {
     stop: CancellationToken,
+    broken: oneshot::Receiver<Failure>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -93,7 +94,7 @@ impl JobDesk {
         let opened = tokio::task::spawn_blocking(move || {
             let journal = Journal::open(store, &state_dir)?;
             let loaded = journal.load()?;
-            Ok::<_, super::journal::JournalError>((journal, loaded))
+            Ok::<_, JournalError>((journal, loaded))
         });
         let opened = opened.await.map_err(|error| failed(error.to_string()))?;
         let (journal, loaded) = opened.map_err(|error| failed(error.to_string()))?;
@@ -115,6 +116,7 @@ impl JobDesk {
         let (inbox, words) = mpsc::channel(INBOX);
         let (sequence, events) = watch::channel(jobs.last_event());
         let stop = CancellationToken::new();
+        let (tell_broken, broken) = oneshot::channel();
         let desk = Desk {
             jobs,
             clock,
@@ -131,11 +133,13 @@ impl JobDesk {
             unwritten: Vec::new(),
             held_back: Vec::new(),
             write_failed: None,
+            tell_broken: Some(tell_broken),
             clock_written: Instant::now(),
             stop: stop.clone(),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(desk.run()));
-        Ok((Self { inbox, events }, DeskTask { stop, task }))
+        let desk_task = DeskTask { stop, broken, task };
+        Ok((Self { inbox, events }, desk_task))
     }
 
     /// Looks at the jobs.
@@ -189,6 +193,19 @@ impl JobDesk {
 }
 
 impl DeskTask {
+    /// Waits until the journal is found to take no more writes before the store is opened anew, or the desk is no more.
+    /// Cancel-safe.
+    pub(crate) async fn broken(&mut self) -> Failure {
+        match (&mut self.broken).await {
+            Ok(failure) => failure,
+            // It told nobody that it ended.
+            Err(_) => Failure::new(
+                FailureKind::LocalDisk,
+                "jobs: their desk broke; see the log",
+            ),
+        }
+    }
+
     /// Stops transfers, which keep what they have, and writes down the time. All [`JobDesk`]s are of no use after that.
     pub(crate) async fn shut_down(self) {
         self.stop.cancel();
@@ -217,6 +234,7 @@ struct Desk {
     unwritten: Vec<Change>,
     held_back: Vec<Action>,
     write_failed: Option<(Instant, Failure)>,
+    tell_broken: Option<oneshot::Sender<Failure>>,
     clock_written: Instant,
     stop: CancellationToken,
 }
@@ -315,7 +333,7 @@ impl Desk {
         }
         match &self.write_failed {
             Some((_, failure)) if !self.unwritten.is_empty() => {
-                let message = format!("{failure}; what was asked takes effect then");
+                let message = format!("{failure}; whether this was done shows then");
                 let failure = Failure::new(FailureKind::LocalDisk, message);
                 for reply in replies {
                     reply(Err(failure.clone()));
@@ -373,17 +391,30 @@ impl Desk {
                 self.clock_written = Instant::now();
             }
             Err(error) => {
-                let failure = Failure::new(
-                    FailureKind::LocalDisk,
-                    format!("{error}; jobs go on when it can be written again"),
-                );
-                if self.write_failed.is_none() {
-                    tracing::error!("{failure}");
-                }
-                self.write_failed = Some((Instant::now() + WRITE_AGAIN, failure));
                 self.unwritten = changes;
+                self.could_not_write(&error);
             }
         }
+    }
+
+    /// The write is tried again, unless nothing but opening the store anew helps.
+    fn could_not_write(&mut self, error: &JournalError) {
+        let broken = !error.mends_itself();
+        let then = if broken {
+            "it is opened anew"
+        } else {
+            "it can be written again"
+        };
+        let message = format!("{error}; jobs go on when {then}");
+        let failure = Failure::new(FailureKind::LocalDisk, message);
+        if self.write_failed.is_none() {
+            tracing::error!("{failure}");
+        }
+        if broken && let Some(tell) = self.tell_broken.take() {
+            // Nobody listens any more when the agent ends anyway.
+            let _ = tell.send(failure.clone());
+        }
+        self.write_failed = Some((Instant::now() + WRITE_AGAIN, failure));
     }
 
     fn act(&mut self, action: Action) {
@@ -468,16 +499,34 @@ impl Desk {
         while !self.work.is_empty() {
             tokio::select! {
                 _ = self.work.join_next() => {}
-                Some(word) = self.words.recv() => self.take(word, &mut Vec::new()),
+                Some(word) = self.words.recv() => self.take_last(word),
                 () = sleep_until(until) => {
                     tracing::warn!("some jobs were not waited for");
                     break;
                 }
             }
         }
+        while let Ok(word) = self.words.try_recv() {
+            self.take_last(word);
+        }
         // Nothing of that is done any more: the next start does it.
         self.drain();
         self.write().await;
+    }
+}
+
+impl Desk {
+    /// What still counts while the agent ends. That transfers stop says nothing of their files: they go on after the
+    /// next start. Nor is a request answered any more.
+    fn take_last(&mut self, word: Word) {
+        match word {
+            Word::Event(_, _, _, Event::Stopped | Event::Failed(_))
+            | Word::Asked(_)
+            | Word::Changed(_) => {}
+            Word::Event(..) | Word::Placed(..) | Word::Discarded(..) | Word::Notified(..) => {
+                self.take(word, &mut Vec::new());
+            }
+        }
     }
 }
 
@@ -486,11 +535,7 @@ async fn write(
     journal: Journal,
     changes: Vec<Change>,
     clock: ClockRecord,
-) -> (
-    Journal,
-    Vec<Change>,
-    Result<(), super::journal::JournalError>,
-) {
+) -> (Journal, Vec<Change>, Result<(), JournalError>) {
     let writing = tokio::task::spawn_blocking(move || {
         let written = journal.write(&changes, &clock);
         (journal, changes, written)

@@ -2,6 +2,7 @@
 //!
 //! | key | value, sealed |
 //! |---|---|
+//! | `jobs/format` | [`FORMAT_VERSION`], from the first opening on |
 //! | `jobs/clock` | [`ClockRecord`]: with each write, and each minute |
 //! | `jobs/counters` | the numbers that are given next |
 //! | `jobs/job/ID` | a job without its files |
@@ -25,11 +26,16 @@ use serde::de::DeserializeOwned;
 use super::clock::ClockRecord;
 use super::sealing::{KeyError, Sealer};
 
+const FORMAT: &str = "jobs/format";
 const CLOCK: &str = "jobs/clock";
 const COUNTERS: &str = "jobs/counters";
 const JOBS: &str = "jobs/job/";
 const FILES: &str = "jobs/file/";
 const NOTIFICATIONS: &str = "jobs/notification/";
+
+/// Of the records. One that has more fields than are known is read all the same; another version is for records that
+/// must not be read as if they were of this one.
+const FORMAT_VERSION: u32 = 1;
 
 /// Why jobs are not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +44,35 @@ pub(crate) enum JournalError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The index, or its disk.
-    #[error("the journal of jobs: {0}")]
+    #[error("the journal of jobs: {}", of_journal(.0))]
     Store(#[from] StoreError),
+    /// A later program has been here.
+    #[error(
+        "the journal of jobs has format {found}, and this program knows {FORMAT_VERSION}; use the program that wrote it, or another state directory"
+    )]
+    OtherFormat {
+        /// What the journal says.
+        found: u32,
+    },
     /// A record that cannot be made.
     #[error("the journal of jobs: {0}")]
     Record(#[from] io::Error),
+}
+
+impl JournalError {
+    /// Whether writing goes on by itself when the disk has room. All else lasts until the store is opened anew.
+    pub(super) fn mends_itself(&self) -> bool {
+        matches!(self, Self::Store(StoreError::NoSpace { .. }))
+    }
+}
+
+/// The index holds more than segments, without which one could do.
+fn of_journal(error: &StoreError) -> String {
+    if let StoreError::NoSpace { dir, .. } = error {
+        let dir = dir.display();
+        return format!("no room in {dir}: the disk is full; free some space");
+    }
+    error.to_string()
 }
 
 /// The journal of one agent.
@@ -61,7 +91,16 @@ impl Journal {
     /// Opens it. Blocks.
     pub(super) fn open(store: Store, state_dir: &Path) -> Result<Self, JournalError> {
         let sealer = Sealer::open(state_dir)?;
-        Ok(Self { store, sealer })
+        let journal = Self { store, sealer };
+        match journal.one::<u32>(FORMAT)? {
+            Some(FORMAT_VERSION) => {}
+            Some(found) => return Err(JournalError::OtherFormat { found }),
+            None => {
+                let note = journal.put(FORMAT.into(), &FORMAT_VERSION)?;
+                journal.store.change_notes(&[note])?;
+            }
+        }
+        Ok(journal)
     }
 
     /// All that it holds. A record that is damaged is left where it is, and so is a job that has not all its
@@ -237,6 +276,7 @@ mod tests {
             path: TargetPath::new(format!("/f/{number}-{index}")).expect("a path"),
             ranges: Vec::new(),
             digest: None,
+            without_manifest: false,
         };
         let text = r#"{"settings": {"name": "one"}}"#;
         JobSpec {
@@ -295,6 +335,21 @@ mod tests {
         journal.store.put_note(&key, &value).expect("put");
         assert_eq!(ids(journal.load().expect("read")), [1, 3]);
         assert_eq!(journal.store.note(&key).expect("read"), Some(value));
+    }
+
+    #[test]
+    fn a_journal_of_a_later_program_is_not_touched() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let journal = open(dir.path());
+        three_jobs(&journal);
+        let later = journal.put(FORMAT.into(), &2_u32).expect("a record");
+        journal.store.change_notes(&[later]).expect("written");
+        let store = journal.store.clone();
+        let opened = Journal::open(store, dir.path());
+        assert!(matches!(
+            opened,
+            Err(JournalError::OtherFormat { found: 2 })
+        ));
     }
 
     #[test]

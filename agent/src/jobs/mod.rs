@@ -14,3 +14,4 @@ mod sealing;
 mod transfer;
 
 pub(crate) use desk::{DeskTask, JobDesk, Parts};
+pub(crate) use transfer::proxy_of;

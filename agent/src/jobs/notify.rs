@@ -1,5 +1,6 @@
 //! Tells others of jobs: a webhook, or a command that runs with the owner's rights.
 
+use std::ffi::OsString;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -91,6 +92,11 @@ async fn run(
         }
         Owner::User(uid) => as_user(uid, words).await?,
     };
+    // Nothing of the agent's environment goes along, for it may hold what is not the user's.
+    command.env_clear();
+    for (name, value) in his_environment(owner.0).await {
+        command.env(name, value);
+    }
     command
         .env("PATH", PATH)
         .env("BRANCHLINE_JOB", record.job.to_string())
@@ -123,7 +129,17 @@ async fn feed(
     child.wait().await
 }
 
-/// Nothing of the agent's environment goes along, for it may hold what is not the user's.
+/// What the user's shells have, by the user database; nothing where that does not know him.
+async fn his_environment(uid: u32) -> Vec<(&'static str, OsString)> {
+    let looked_up = tokio::task::spawn_blocking(move || Identity::of(uid)).await;
+    let Ok(Ok(identity)) = looked_up else {
+        return Vec::new();
+    };
+    let (home, name) = (identity.home.into(), OsString::from(identity.name));
+    vec![("HOME", home), ("USER", name.clone()), ("LOGNAME", name)]
+}
+
+/// Takes on his rights before it runs the command.
 async fn as_user(uid: u32, words: &[String]) -> Result<Command, String> {
     let looked_up = tokio::task::spawn_blocking(move || Identity::of(uid)).await;
     let identity = looked_up
@@ -131,10 +147,6 @@ async fn as_user(uid: u32, words: &[String]) -> Result<Command, String> {
         .map_err(|error| error.to_string())?;
     let mut command = Command::new(SETPRIV);
     command
-        .env_clear()
-        .env("HOME", &identity.home)
-        .env("USER", &identity.name)
-        .env("LOGNAME", &identity.name)
         .arg(format!("--reuid={uid}"))
         .arg(format!("--regid={}", identity.gid))
         .args(["--init-groups", "--inh-caps=-all", "--"])

@@ -5,12 +5,12 @@
 //! put in another's place. The key lies in the state directory, for its owner alone: whoever can read that can read
 //! the records, whoever has a copy of the store without it cannot.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+
+use crate::secret_file::{random, read_or_make};
 
 /// The key's file in the state directory.
 const KEY_NAME: &str = "jobs.key";
@@ -35,10 +35,7 @@ impl Sealer {
     /// Reads the key, or makes it if there is none. Blocks.
     pub(super) fn open(state_dir: &Path) -> Result<Self, KeyError> {
         let path = state_dir.join(KEY_NAME);
-        let bytes = match read_key(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(&path),
-            read => read,
-        };
+        let bytes = read_or_make(&path, || Ok(random::<KEY_BYTES>()?.to_vec()));
         let key = bytes.and_then(|bytes| {
             UnboundKey::new(&AES_256_GCM_SIV, &bytes).map_err(|_| io::ErrorKind::InvalidData.into())
         });
@@ -75,46 +72,10 @@ impl Sealer {
     }
 }
 
-fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no randomness"))?;
-    Ok(bytes)
-}
-
-fn read_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
-    let mut file = File::open(path)?;
-    if file.metadata()?.mode() & 0o077 != 0 {
-        let message = "others can read it; give it mode 0600";
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
-    }
-    let mut bytes = [0; KEY_BYTES];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// It gets its name when it is whole and on the disk.
-fn make_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
-    let bytes = random::<KEY_BYTES>()?;
-    let before = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&before)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&before, path)?;
-    if let Some(folder) = path.parent() {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

@@ -1,8 +1,11 @@
 //! One transfer of one file of a job, by the engine.
 
+use std::path::Path;
 use std::time::Duration;
 
-use branchline_core::jobs::{BySource, ErrorContext, Event, Failure, Order, Trouble};
+use branchline_core::jobs::{
+    BySource, ByteRange, ErrorContext, Event, Failure, Live, Order, Proof, ProxyChoice, Trouble,
+};
 use branchline_hashing::Digest;
 use branchline_origin::{NetworkKind, OriginError, Retry};
 use tokio::sync::mpsc;
@@ -13,11 +16,17 @@ use url::Url;
 
 use super::placing;
 use crate::api::{GetRequest, Progress};
-use crate::engine::{Downloads, Errand, GetError, Login, PartialError, Word};
+use crate::engine::{Downloads, Errand, GetError, Login, Part, PartialError, Word};
 use crate::owner::Owner;
 
 /// How often the desk hears how far a transfer is: people look no more often.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
+
+/// A thread that writes ends after what it was given last, also when the disk is slow.
+const LOCK_TIME: Duration = Duration::from_secs(10);
+
+/// How often the lock is looked at.
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// Transfers until the file is there, or it ends otherwise, or is cancelled; `tell` hears all of it. The last
 /// event ends the attempt.
@@ -30,13 +39,40 @@ pub(super) async fn run<F: Future<Output = ()>>(
     let last = match errand(order) {
         Ok(errand) => {
             placing::take_up_staged(errand.owner, errand.appears_at.clone()).await;
-            follow(downloads.start(errand), &cancel, &tell).await
+            attempt(&downloads, errand, &cancel, &tell).await
         }
         Err(cause) => Event::Failed(Failure::Permanent {
             trouble: Trouble::new(ErrorContext::RemoteFile, &cause),
         }),
     };
     tell(last).await;
+}
+
+/// Transfers. The writer of the attempt before may still hold the partial file, for moments.
+async fn attempt<F: Future<Output = ()>>(
+    downloads: &Downloads,
+    errand: Errand,
+    cancel: &CancellationToken,
+    tell: &impl Fn(Event) -> F,
+) -> Event {
+    let until = Instant::now() + LOCK_TIME;
+    let target = errand.request.path.clone();
+    loop {
+        match follow(downloads.start(errand.clone()), &target, cancel, tell).await {
+            Ended::InUse(_) if Instant::now() < until && !cancel.is_cancelled() => {
+                tokio::time::sleep(LOCK_POLL).await;
+            }
+            Ended::InUse(last) | Ended::Otherwise(last) => return last,
+        }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+enum Ended {
+    /// Somebody else writes to the partial file.
+    InUse(Event),
+    Otherwise(Event),
 }
 
 fn errand(order: Order) -> Result<Errand, String> {
@@ -56,10 +92,12 @@ fn errand(order: Order) -> Result<Errand, String> {
             sha256,
             blake3,
             headers: headers.collect(),
-            without_manifest: false,
+            without_manifest: order.without_manifest,
         },
         appears_at: order.staged,
         owner: Owner::of(order.owner.0),
+        proxy: proxy_of(&order.proxy),
+        parts: order.ranges.iter().map(part).collect(),
         login: order.credentials.map(|credentials| Login {
             user: credentials.user,
             password: credentials.password.expose().to_owned(),
@@ -67,11 +105,31 @@ fn errand(order: Order) -> Result<Errand, String> {
     })
 }
 
+/// What the origin's client is told; `None` for what it does anyway.
+pub(crate) fn proxy_of(choice: &ProxyChoice) -> Option<branchline_origin::ProxyChoice> {
+    match choice {
+        ProxyChoice::Preconfigured => None,
+        ProxyChoice::None => Some(branchline_origin::ProxyChoice::Direct),
+        ProxyChoice::Url(url) => Some(branchline_origin::ProxyChoice::Through {
+            url: url.expose().to_owned(),
+            except: String::new(),
+        }),
+    }
+}
+
+fn part(range: &ByteRange) -> Part {
+    Part {
+        first: range.first,
+        length: range.length,
+    }
+}
+
 async fn follow<F: Future<Output = ()>>(
     (mut words, task): (mpsc::Receiver<Word>, JoinHandle<()>),
+    target: &Path,
     cancel: &CancellationToken,
     tell: &impl Fn(Event) -> F,
-) -> Event {
+) -> Ended {
     let mut connected = false;
     let mut reported: Option<Instant> = None;
     loop {
@@ -93,27 +151,39 @@ async fn follow<F: Future<Output = ()>>(
                     reported = Some(Instant::now());
                     let (bytes, sources) = (progress.bytes_done(), sources(&progress));
                     tell(Event::Progress { bytes, sources }).await;
+                    let live = Live {
+                        peers: progress.peers,
+                        waiting_for: progress.waiting_for,
+                    };
+                    tell(Event::Live(live)).await;
                 }
             }
-            Some(Word::Notice(_)) => {}
+            Some(Word::Notice(notice)) => tell(Event::Notice(notice)).await,
             Some(Word::Ended(Ok(report))) => {
-                return Event::Staged {
+                return Ended::Otherwise(Event::Staged {
                     bytes: report.bytes,
                     sources: BySource {
                         from_origin: report.from_origin,
                         from_peers: report.from_peers,
                         from_store: report.from_store,
                     },
-                };
+                    proof: Proof {
+                        content: report.content,
+                        trust: report.trust,
+                    },
+                });
             }
-            Some(Word::Ended(Err(error))) => return ended(&error),
-            None => return Event::Stopped,
+            Some(Word::Ended(Err(error @ GetError::Local(PartialError::InUse { .. })))) => {
+                return Ended::InUse(ended(&error, target));
+            }
+            Some(Word::Ended(Err(error))) => return Ended::Otherwise(ended(&error, target)),
+            None => return Ended::Otherwise(Event::Stopped),
         }
     }
     drop(words);
     // Its partial file must not be in use any more when the next attempt opens it. A panic there was told of already.
     let _ = task.await;
-    Event::Stopped
+    Ended::Otherwise(Event::Stopped)
 }
 
 fn sources(progress: &Progress) -> BySource {
@@ -125,9 +195,11 @@ fn sources(progress: &Progress) -> BySource {
 }
 
 /// What an error means for a job.
-fn ended(error: &GetError) -> Event {
+fn ended(error: &GetError, target: &Path) -> Event {
     let (context, outlook) = match error {
-        GetError::Target(_) => (ErrorContext::RemoteFile, Outlook::Permanent),
+        GetError::Target(_) | GetError::NoSuchRange { .. } => {
+            (ErrorContext::RemoteFile, Outlook::Permanent)
+        }
         GetError::Origin(error) => of_origin(error),
         GetError::Local(PartialError::InUse { .. }) => {
             (ErrorContext::LocalFile, Outlook::Transient(None))
@@ -145,7 +217,12 @@ fn ended(error: &GetError) -> Event {
         GetError::NobodyHasIt { .. } => (ErrorContext::Transport, Outlook::Transient(None)),
         GetError::Cancelled => return Event::Stopped,
     };
-    let trouble = Trouble::new(context, &error.to_string());
+    let cause = if let GetError::Local(error) = error {
+        error.of_job(target)
+    } else {
+        error.to_string()
+    };
+    let trouble = Trouble::new(context, &cause);
     match outlook {
         Outlook::Permanent => Event::Failed(Failure::Permanent { trouble }),
         Outlook::Transient(retry_after) => Event::Failed(Failure::Transient {
@@ -212,7 +289,16 @@ mod tests {
             heard.lock().expect("one thread").push(event);
             std::future::ready(())
         };
-        let last = follow((words, task), &CancellationToken::new(), &tell).await;
+        let last = follow(
+            (words, task),
+            Path::new("/f"),
+            &CancellationToken::new(),
+            &tell,
+        )
+        .await;
+        let Ended::Otherwise(last) = last else {
+            panic!("{last:?}")
+        };
         let mut heard = heard.into_inner().expect("one thread");
         heard.push(last);
         heard
@@ -233,6 +319,7 @@ mod tests {
         let wanted = [
             Event::Connected { length: None },
             Event::Progress { bytes: 5, sources },
+            Event::Live(Live::default()),
             Event::Stopped,
         ];
         assert_eq!(events, wanted);
@@ -249,7 +336,7 @@ mod tests {
             status: 503,
             retry_after: wait,
         };
-        let failed = ended(&GetError::Origin(busy));
+        let failed = ended(&GetError::Origin(busy), Path::new("/f"));
         assert!(
             matches!(&failed, Event::Failed(Failure::Transient { retry_after, .. }) if *retry_after == wait),
             "{failed:?}"
@@ -259,7 +346,7 @@ mod tests {
             kind: NetworkKind::Certificate,
             cause: "expired".into(),
         };
-        let failed = ended(&GetError::Origin(certificate));
+        let failed = ended(&GetError::Origin(certificate), Path::new("/f"));
         assert!(
             matches!(
                 failed,
@@ -271,7 +358,7 @@ mod tests {
             "{failed:?}"
         );
         let gone = OriginError::NotFound { at, status: 404 };
-        let failed = ended(&GetError::Origin(gone));
+        let failed = ended(&GetError::Origin(gone), Path::new("/f"));
         assert!(
             matches!(failed, Event::Failed(Failure::Permanent { .. })),
             "{failed:?}"

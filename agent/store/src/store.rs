@@ -167,7 +167,9 @@ impl Store {
     /// Changes notes in this order, all together or none; on disk when this returns.
     ///
     /// # Errors
-    /// [`StoreError`] when the index fails, with nothing changed.
+    /// [`StoreError`] when the index fails: nothing has changed as far as [`Store::note`] tells, and whether it has
+    /// shows when the store is opened again. Of a full disk the index recovers by itself. After any other failed write
+    /// it takes no more until then, lest its log have a hole.
     pub fn change_notes(&self, changes: &[NoteChange]) -> Result<(), StoreError> {
         let mut batch = self.0.index.batch();
         let mut bytes = 0;
