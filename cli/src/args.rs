@@ -1,17 +1,23 @@
 //! What can be typed. Names here are a contract with scripts: more may be added.
 
+mod job;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use branchline_agent::api::FailureKind;
-use branchline_agent::api::jobs::{Priority, StateKind};
 use branchline_hashing::{Blake3Digest, Sha256Digest};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use url::Url;
 
 use crate::output;
+
+pub(crate) use job::{
+    JobAddArgs, JobArgs, JobCommand, JobCreateArgs, JobFileArgs, JobListArgs, JobSetArgs,
+    JobSettingsArgs, JobWaitArgs, Proxy,
+};
 
 /// Downloads a file once for the whole branch: what a neighbour has comes from the neighbour, the
 /// rest from the origin, and every byte is verified.
@@ -69,162 +75,10 @@ pub(crate) enum Command {
     Cache(CacheCommand),
     /// Downloads that the agent carries out in the background, over restarts
     #[command(subcommand)]
-    Job(JobCommand),
+    Job(Box<JobCommand>),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-}
-
-/// `job`
-#[derive(Debug, Subcommand)]
-pub(crate) enum JobCommand {
-    /// Make a job that downloads a file, and start it
-    Create(JobCreateArgs),
-    /// Add a file to a job
-    Add(JobAddArgs),
-    /// Start a job, or go on with it; after an error: try again
-    Resume(JobArgs),
-    /// Stop a job for now; it keeps what it has
-    Suspend(JobArgs),
-    /// Give a job's files their names; what is not there yet is dropped
-    Complete(JobArgs),
-    /// End a job; what has no name yet is removed
-    Cancel(JobArgs),
-    /// Change a job's settings or URLs
-    Set(JobSetArgs),
-    /// What a job is, does and waits for
-    Show(JobArgs),
-    /// List jobs
-    List(JobListArgs),
-    /// Wait until a job's files are there
-    Wait(JobWaitArgs),
-}
-
-/// `job ... ID`
-#[derive(Debug, Args)]
-pub(crate) struct JobArgs {
-    /// The job's number
-    #[arg(value_name = "ID")]
-    pub(crate) id: u64,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// One file of a job.
-#[derive(Debug, Args)]
-pub(crate) struct JobFileArgs {
-    /// Where the origin has the file (http or https)
-    #[arg(value_parser = url)]
-    pub(crate) url: Url,
-    /// Where to save it: a file, or a directory to save it in under the URL's last name [default:
-    /// the working directory]
-    #[arg(short, long, value_name = "PATH")]
-    pub(crate) output: Option<PathBuf>,
-    /// The file's SHA-256, if known
-    #[arg(long, value_name = "HEX", conflicts_with = "blake3")]
-    pub(crate) sha256: Option<Sha256Digest>,
-    /// The file's BLAKE3, if known
-    #[arg(long, value_name = "HEX")]
-    pub(crate) blake3: Option<Blake3Digest>,
-}
-
-/// `job create`
-#[derive(Debug, Args)]
-pub(crate) struct JobCreateArgs {
-    #[command(flatten)]
-    pub(crate) file: JobFileArgs,
-    /// What you call it
-    #[arg(long, default_value = "")]
-    pub(crate) name: String,
-    /// Anything
-    #[arg(long, default_value = "")]
-    pub(crate) description: String,
-    /// Who goes first: foreground, high, normal or low
-    #[arg(long, value_name = "PRIORITY", value_parser = priority, default_value = "normal")]
-    pub(crate) priority: Priority,
-    /// Send this header to the origin; may be repeated
-    #[arg(long = "header", value_name = "K: V", value_parser = header)]
-    pub(crate) headers: Vec<(String, String)>,
-    /// The same, and its value is never shown
-    #[arg(long = "secret-header", value_name = "K: V", value_parser = header)]
-    pub(crate) secret_headers: Vec<(String, String)>,
-    /// Post to this URL when the job is done or has failed
-    #[arg(long, value_name = "URL", value_parser = url)]
-    pub(crate) webhook: Option<Url>,
-    /// Do not start it yet
-    #[arg(long)]
-    pub(crate) suspended: bool,
-    /// Do not give the files their names before `job complete`
-    #[arg(long)]
-    pub(crate) no_auto_complete: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// `job add`
-#[derive(Debug, Args)]
-pub(crate) struct JobAddArgs {
-    /// The job's number
-    #[arg(value_name = "ID")]
-    pub(crate) id: u64,
-    #[command(flatten)]
-    pub(crate) file: JobFileArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// `job set`
-#[derive(Debug, Args)]
-pub(crate) struct JobSetArgs {
-    /// The job's number
-    #[arg(value_name = "ID")]
-    pub(crate) id: u64,
-    /// What you call it
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Anything
-    #[arg(long)]
-    pub(crate) description: Option<String>,
-    /// Who goes first: foreground, high, normal or low
-    #[arg(long, value_name = "PRIORITY", value_parser = priority)]
-    pub(crate) priority: Option<Priority>,
-    /// The URLs of files that are not there yet begin otherwise: the server has moved
-    #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
-    pub(crate) replace_prefix: Option<Vec<String>>,
-    /// Another URL for one file
-    #[arg(long, num_args = 2, value_names = ["FILE", "URL"])]
-    pub(crate) replace_url: Option<Vec<String>>,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// `job list`
-#[derive(Debug, Args)]
-pub(crate) struct JobListArgs {
-    /// Only jobs in this state; may be repeated
-    #[arg(long = "state", value_parser = state)]
-    pub(crate) states: Vec<StateKind>,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// `job wait`
-#[derive(Debug, Args)]
-pub(crate) struct JobWaitArgs {
-    /// The job's number
-    #[arg(value_name = "ID")]
-    pub(crate) id: u64,
-    /// Give up after so many seconds
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) timeout: Option<u64>,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// `cache`
@@ -252,7 +106,7 @@ pub(crate) struct GetArgs {
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
     /// The file's SHA-256, if known: with it, peers are believed without a manifest
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", conflicts_with = "blake3")]
     pub(crate) sha256: Option<Sha256Digest>,
     /// The file's BLAKE3, if known: with it, peers are believed without a manifest
     #[arg(long, value_name = "HEX")]
@@ -263,6 +117,9 @@ pub(crate) struct GetArgs {
     /// Do not look for a manifest beside the file
     #[arg(long)]
     pub(crate) without_manifest: bool,
+    /// When interrupted, end the job and remove what it has fetched; otherwise the agent goes on with it
+    #[arg(long)]
+    pub(crate) cancel_on_interrupt: bool,
     /// End with one line of JSON on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -350,25 +207,6 @@ fn url(text: &str) -> Result<Url, String> {
             "`{other}` is no scheme that Branchline fetches; http and https are"
         )),
     }
-}
-
-fn priority(text: &str) -> Result<Priority, String> {
-    let all = [
-        Priority::Foreground,
-        Priority::High,
-        Priority::Normal,
-        Priority::Low,
-    ];
-    let found = all.into_iter().find(|priority| priority.word() == text);
-    found.ok_or_else(|| "foreground, high, normal and low are priorities".into())
-}
-
-fn state(text: &str) -> Result<StateKind, String> {
-    let found = StateKind::ALL
-        .into_iter()
-        .find(|state| state.word() == text);
-    let words = StateKind::ALL.map(StateKind::word).join(", ");
-    found.ok_or_else(|| format!("states are {words}"))
 }
 
 /// RFC 9110, sections 5.1 and 5.5: a token, and a value without line breaks.

@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod completion;
 mod context;
 mod logging;
 mod output;
@@ -24,6 +25,7 @@ use crate::context::Context;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    completion::answer_the_shell();
     let cli = match args::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(shown) => return shown.exit_code(),

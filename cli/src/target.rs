@@ -1,6 +1,6 @@
 //! Where `get` saves a file.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use branchline_agent::api::{Failure, FailureKind, without_password};
 use percent_encoding::percent_decode_str;
@@ -19,6 +19,8 @@ pub(crate) fn target(url: &Url, output: Option<&Path>) -> Result<PathBuf, Failur
                        name a file (./- if it is called so)";
         return Err(Failure::new(FailureKind::Usage, message));
     }
+    let resolved = without_parents(output)?;
+    let output = resolved.as_path();
     let directory = output.is_dir() || output.as_os_str().as_encoded_bytes().ends_with(b"/");
     match (directory, file_name(url)) {
         (false, _) => absolute(output),
@@ -29,6 +31,32 @@ pub(crate) fn target(url: &Url, output: Option<&Path>) -> Result<PathBuf, Failur
             Err(Failure::new(FailureKind::Usage, message))
         }
     }
+}
+
+/// The path without `..`, which no agent takes: what it leads to now is meant. Its folder must be there then.
+fn without_parents(path: &Path) -> Result<PathBuf, Failure> {
+    let mut components = path.components();
+    if !components.any(|component| component == Component::ParentDir) {
+        return Ok(path.to_owned());
+    }
+    let (folder, name) = match path.file_name() {
+        Some(name) => (path.parent().unwrap_or(Path::new("")), Some(name)),
+        // It ends in `..`.
+        None => (path, None),
+    };
+    let resolved = folder.canonicalize().map_err(|error| {
+        let message = format!(
+            "path: {}: {error}; name a folder that is there",
+            path.display()
+        );
+        Failure::new(FailureKind::LocalDisk, message)
+    })?;
+    let ends_in_slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    Ok(match name {
+        Some(name) if ends_in_slash => resolved.join(name).join(""),
+        Some(name) => resolved.join(name),
+        None => resolved,
+    })
 }
 
 /// The last part of the path, decoded; `/` and control characters in it become `_`, so that no
@@ -90,6 +118,12 @@ mod tests {
             target(&no_name, Some(&folder.path().join("n"))).ok(),
             Some(folder.path().join("n"))
         );
+        let inner = folder.path().canonicalize().expect("a path").join("inner");
+        std::fs::create_dir(&inner).expect("made");
+        assert_eq!(to(&inner.join("../new")), inner.with_file_name("new"));
+        assert_eq!(to(&inner.join("..")), inner.with_file_name("f.iso"));
+        assert_eq!(to(&inner.join("../inner/")), inner.join("f.iso"));
+        assert!(target(&url, Some(&inner.join("none/../new"))).is_err());
         let failure = target(&no_name, None).expect_err("no name");
         assert_eq!(failure.kind, FailureKind::Usage);
         assert!(!failure.message.contains("secret"), "{failure}");

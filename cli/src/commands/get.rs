@@ -1,50 +1,54 @@
 //! `branchline get`
 //!
-//! A running agent does the work; without one, the same engine runs in this process. Which of
-//! them it is makes no difference to what is seen.
+//! A running agent does it as a job, which goes on when this command does not; without an agent, the same engine runs in
+//! this process. Which of them it is makes no difference to what is seen.
+
+mod here;
+mod job;
 
 use std::time::Duration;
 
-use branchline_agent::api::{
-    Failure, FailureKind, GetEvent, GetReport, GetRequest, without_password,
-};
-use branchline_agent::control::{ClientError, GetStream};
-use branchline_agent::service::{Here, get_here};
+use branchline_agent::api::{Failure, FailureKind, GetReport, GetRequest, without_password};
 
 use crate::args::GetArgs;
 use crate::context::Context;
-use crate::output::{self, Bar, bytes};
+use crate::output::{self, bytes};
 use crate::signals::Stop;
 use crate::target::target;
 
-/// What an interrupted engine may take to give back what it holds.
-const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+use job::JobGet;
+
+/// An agent answers in milliseconds; who interrupts does not wait long.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// Downloads one file.
 pub(super) async fn run(args: GetArgs, context: &Context) -> Result<(), Failure> {
-    let json = args.json;
+    let (json, cancels) = (args.json, args.cancel_on_interrupt);
     let request = request(args)?;
     let mut signals = Stop::listen()?;
-    let mut events = tokio::select! {
-        events = Events::start(&request, context) => events?,
-        () = signals.requested() => return Err(interrupted(&request)),
+    let mut taking_up = Box::pin(JobGet::take_up(&request, context.client()?));
+    let taken_up = tokio::select! {
+        taken_up = &mut taking_up => taken_up?,
+        () = signals.requested() => {
+            // The agent may have heard of it: then it is left as one that runs.
+            let left = match tokio::time::timeout(ANSWER_TIME, taking_up).await {
+                Ok(Ok(Some(job))) => job.leave(cancels).await,
+                Ok(Ok(None) | Err(_)) | Err(_) => "the same command goes on".to_owned(),
+            };
+            return Err(interrupted(&request, &left));
+        }
+    };
+    let Some(mut job) = taken_up else {
+        return here::run(request.clone(), context, &mut signals, json).await;
     };
     let outcome = tokio::select! {
-        outcome = follow(&mut events) => outcome.and_then(|report| show(&report, json)),
-        () = signals.requested() => Err(interrupted(&request)),
+        outcome = job.follow() => outcome,
+        () = signals.requested() => {
+            let left = job.leave(cancels).await;
+            return Err(interrupted(&request, &left));
+        }
     };
-    // Now whoever waits for the file has it. What remains is to keep it for others, and that may be
-    // interrupted again.
-    let keep_on = outcome.is_ok();
-    let ended = tokio::select! {
-        () = events.finish() => true,
-        () = signals.requested() => false,
-        () = tokio::time::sleep(STOP_TIMEOUT), if !keep_on => false,
-    };
-    if !ended {
-        tracing::warn!("the engine was not waited for");
-    }
-    outcome
+    show(&outcome?, json)
 }
 
 fn request(args: GetArgs) -> Result<GetRequest, Failure> {
@@ -55,6 +59,7 @@ fn request(args: GetArgs) -> Result<GetRequest, Failure> {
         blake3,
         headers,
         without_manifest,
+        cancel_on_interrupt: _,
         json: _,
     } = args;
     let path = target(&url, output.as_deref())?;
@@ -68,57 +73,6 @@ fn request(args: GetArgs) -> Result<GetRequest, Failure> {
     })
 }
 
-/// To the last event.
-async fn follow(events: &mut Events) -> Result<GetReport, Failure> {
-    let bar = Bar::new();
-    loop {
-        match events.next().await? {
-            GetEvent::Progress(progress) => bar.show(&progress),
-            GetEvent::Notice(notice) => bar.aside(|| output::complain(&notice)),
-            GetEvent::Done(report) => return Ok(report),
-            GetEvent::Failed(failure) => return Err(failure),
-        }
-    }
-}
-
-/// Of an agent, or of the engine in this process.
-enum Events {
-    Agent(Box<GetStream>),
-    Here(Here),
-}
-
-impl Events {
-    async fn start(request: &GetRequest, context: &Context) -> Result<Self, Failure> {
-        match context.client()?.get(request).await {
-            Ok(stream) => Ok(Self::Agent(Box::new(stream))),
-            Err(ClientError::NotRunning { .. }) => {
-                let (config, state_dir) = (context.config()?, context.state_dir()?);
-                Ok(Self::Here(get_here(config, &state_dir, request.clone())))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn next(&mut self) -> Result<GetEvent, Failure> {
-        match self {
-            Self::Agent(stream) => Ok(stream.next().await?),
-            Self::Here(here) => here.next().await.ok_or_else(|| {
-                let message = "get: the engine ended without a word; BRANCHLINE_LOG=info says more";
-                Failure::new(FailureKind::AgentUnreachable, message)
-            }),
-        }
-    }
-
-    /// Cancels what is not done. An agent notices that the command has gone; the engine in this
-    /// process gives back what it holds.
-    async fn finish(self) {
-        match self {
-            Self::Agent(stream) => drop(stream),
-            Self::Here(here) => here.finish().await,
-        }
-    }
-}
-
 fn show(report: &GetReport, json: bool) -> Result<(), Failure> {
     match json {
         true => output::print_json(report),
@@ -126,11 +80,9 @@ fn show(report: &GetReport, json: bool) -> Result<(), Failure> {
     }
 }
 
-fn interrupted(request: &GetRequest) -> Failure {
+fn interrupted(request: &GetRequest, what_now: &str) -> Failure {
     let url = without_password(&request.url);
-    let message = format!(
-        "get: {url}: interrupted; the partial file stays, and the same command goes on from there"
-    );
+    let message = format!("get: {url}: interrupted; {what_now}");
     Failure::new(FailureKind::Interrupted, message)
 }
 
@@ -174,6 +126,7 @@ mod tests {
             content: ContentKey::from_bytes([0xab; 32]),
             trust: Trust::Manifest,
             notices: Vec::new(),
+            job: None,
         }
     }
 
@@ -197,7 +150,7 @@ mod tests {
             headers: Vec::new(),
             without_manifest: false,
         };
-        let failure = interrupted(&request);
+        let failure = interrupted(&request, here::GO_ON);
         assert_eq!(failure.kind.exit_code(), 130);
         insta::assert_snapshot!(failure, @"get: https://u:***@origin.example/f.iso: interrupted; the partial file stays, and the same command goes on from there");
     }

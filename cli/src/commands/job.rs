@@ -1,10 +1,12 @@
 //! `branchline job`
 
-use std::time::Duration;
+mod settings;
+mod show;
+mod wait;
 
 use branchline_agent::api::jobs::{
-    FileIndex, FileSpec, Header, JobId, JobSpec, JobSummary, JobView, NotifySettings, RemoteUrl,
-    Request, Secret, Settings, SettingsChange, StateKind, TargetPath,
+    ErrorContext, FileIndex, FileSpec, Filter, JobId, JobSpec, JobView, RemoteUrl, Request,
+    Settings, TargetPath, UserId,
 };
 use branchline_agent::api::{Failure, FailureKind};
 use branchline_agent::control::Client;
@@ -13,11 +15,12 @@ use url::Url;
 
 use crate::args::{
     JobAddArgs, JobArgs, JobCommand, JobCreateArgs, JobFileArgs, JobListArgs, JobSetArgs,
-    JobWaitArgs,
 };
 use crate::context::Context;
-use crate::output::{self, Column, bytes, printable, table};
+use crate::output;
 use crate::target::target;
+
+use show::{list_text, show};
 
 /// Asks the running agent.
 pub(super) async fn run(command: JobCommand, context: &Context) -> Result<(), Failure> {
@@ -31,35 +34,20 @@ pub(super) async fn run(command: JobCommand, context: &Context) -> Result<(), Fa
         JobCommand::Cancel(args) => request(&args, &client, Request::Cancel).await,
         JobCommand::Set(args) => set(args, &client).await,
         JobCommand::Show(args) => show_all(&args, &client).await,
-        JobCommand::List(args) => list(&args, &client).await,
-        JobCommand::Wait(args) => wait(&args, &client).await,
+        JobCommand::List(args) => list(args, &client).await,
+        JobCommand::Wait(args) => wait::run(&args, &client).await,
     }
 }
 
 async fn create(args: JobCreateArgs, client: &Client) -> Result<(), Failure> {
-    let header = |secret| {
-        move |(name, value): (String, String)| Header {
-            name,
-            value: Secret::new(value),
-            secret,
-        }
+    let settings = Settings {
+        auto_complete: !args.no_auto_complete,
+        ..Settings::default()
     };
-    let open = args.headers.into_iter().map(header(false));
-    let secret = args.secret_headers.into_iter().map(header(true));
+    let change = settings::change(args.settings, settings.retry, settings.notify.clone())?;
     let spec = JobSpec {
         kind: Default::default(),
-        settings: Settings {
-            name: args.name,
-            description: args.description,
-            priority: args.priority,
-            headers: open.chain(secret).collect(),
-            notify: NotifySettings {
-                webhook: args.webhook.as_ref().map(remote).transpose()?,
-                ..NotifySettings::default()
-            },
-            auto_complete: !args.no_auto_complete,
-            ..Settings::default()
-        },
+        settings: settings.with(change),
         files: vec![file(args.file)?],
         start: !args.suspended,
     };
@@ -77,6 +65,8 @@ fn file(args: JobFileArgs) -> Result<FileSpec, Failure> {
         output,
         sha256,
         blake3,
+        ranges,
+        without_manifest,
     } = args;
     let path = target(&url, output.as_deref())?;
     let text = path.to_str().ok_or_else(|| {
@@ -88,14 +78,15 @@ fn file(args: JobFileArgs) -> Result<FileSpec, Failure> {
     Ok(FileSpec {
         url: remote(&url)?,
         path: TargetPath::new(text).map_err(usage)?,
-        ranges: Vec::new(),
+        ranges,
         digest: sha256
             .map(Digest::Sha256)
             .or_else(|| blake3.map(Digest::Blake3)),
+        without_manifest,
     })
 }
 
-fn remote(url: &Url) -> Result<RemoteUrl, Failure> {
+pub(super) fn remote(url: &Url) -> Result<RemoteUrl, Failure> {
     RemoteUrl::new(url.as_str()).map_err(usage)
 }
 
@@ -105,39 +96,18 @@ async fn request(args: &JobArgs, client: &Client, request: Request) -> Result<()
 
 /// One request for each kind of change that was asked for.
 async fn set(args: JobSetArgs, client: &Client) -> Result<(), Failure> {
-    let mut requests = Vec::new();
-    let change = SettingsChange {
-        name: args.name,
-        description: args.description,
-        priority: args.priority,
-        ..SettingsChange::default()
+    let (id, json) = (JobId(args.id), args.json);
+    let view = client.job(id, FileIndex(0)).await?;
+    let mut requests = settings::requests(&args, &view)?;
+    let change = settings::change_of(args, &view)?;
+    requests.extend(change.map(|change| Request::Set(Box::new(change))));
+    let Some((last, first)) = requests.split_last() else {
+        return Err(usage("nothing to change; see `branchline job set --help`"));
     };
-    if change != SettingsChange::default() {
-        requests.push(Request::Set(Box::new(change)));
+    for request in first {
+        client.request(id, request).await?;
     }
-    if let Some([from, to]) = args.replace_prefix.as_deref() {
-        let (from, to) = (from.clone(), to.clone());
-        requests.push(Request::ReplacePrefix { from, to });
-    }
-    if let Some([file, url]) = args.replace_url.as_deref() {
-        let file = file
-            .parse()
-            .map_err(|_| usage(format!("{file}: `job show` has the numbers of files")))?;
-        let url = RemoteUrl::new(url.as_str()).map_err(usage)?;
-        requests.push(Request::ReplaceUrl {
-            file: FileIndex(file),
-            url,
-        });
-    }
-    let id = JobId(args.id);
-    let mut view = None;
-    for request in &requests {
-        view = Some(client.request(id, request).await?);
-    }
-    match view {
-        Some(view) => show(&view, args.json),
-        None => Err(usage("nothing to change; see `branchline job set --help`")),
-    }
+    show(&client.request(id, last).await?, json)
 }
 
 async fn show_all(args: &JobArgs, client: &Client) -> Result<(), Failure> {
@@ -151,11 +121,18 @@ async fn show_all(args: &JobArgs, client: &Client) -> Result<(), Failure> {
     show(&view, args.json)
 }
 
-async fn list(args: &JobListArgs, client: &Client) -> Result<(), Failure> {
-    let mut page = client.jobs(&args.states, None).await?;
+async fn list(args: JobListArgs, client: &Client) -> Result<(), Failure> {
+    let states = (!args.states.is_empty()).then(|| args.states.into_iter().collect());
+    let filter = Filter {
+        states,
+        name: args.name,
+        owner: args.owner.map(UserId),
+        ..Filter::default()
+    };
+    let mut page = client.jobs(&filter, None).await?;
     let mut jobs = page.jobs;
     while let Some(after) = page.next_after {
-        page = client.jobs(&args.states, Some(after)).await?;
+        page = client.jobs(&filter, Some(after)).await?;
         jobs.append(&mut page.jobs);
     }
     match args.json {
@@ -164,141 +141,21 @@ async fn list(args: &JobListArgs, client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// Until the job needs nobody any more, or its owner.
-async fn wait(args: &JobWaitArgs, client: &Client) -> Result<(), Failure> {
-    let id = JobId(args.id);
-    let limit = args.timeout.map_or(Duration::MAX, Duration::from_secs);
-    let waited = tokio::time::timeout(limit, until_settled(client, id)).await;
-    let view = waited.map_err(|_| {
-        let message = format!("job {id}: not done after {} s; it goes on", limit.as_secs());
-        Failure::new(FailureKind::Interrupted, message)
-    })??;
-    match view.summary.state {
-        StateKind::Transferred | StateKind::Acknowledged => show(&view, args.json),
-        StateKind::Cancelled => Err(Failure::new(
-            FailureKind::Interrupted,
-            format!("job {id}: it was cancelled"),
-        )),
-        StateKind::Suspended
-        | StateKind::Queued
-        | StateKind::Connecting
-        | StateKind::Transferring
-        | StateKind::TransientError
-        | StateKind::Error => Err(Failure::new(
-            failure_kind(&view),
-            format!("job {id}: {}", view.summary.why),
-        )),
-    }
-}
-
-async fn until_settled(client: &Client, id: JobId) -> Result<JobView, Failure> {
-    let mut events = client.events(Some(id)).await?;
-    loop {
-        let view = client.job(id, FileIndex(0)).await?;
-        let settled = match view.summary.state {
-            StateKind::Transferred => !view.settings.auto_complete,
-            StateKind::Acknowledged | StateKind::Cancelled | StateKind::Error => true,
-            StateKind::Suspended
-            | StateKind::Queued
-            | StateKind::Connecting
-            | StateKind::Transferring
-            | StateKind::TransientError => false,
-        };
-        if settled {
-            return Ok(view);
-        }
-        if !events.next().await {
-            let message = format!(
-                "job {id}: the agent has ended; it goes on with the job when it is started again"
-            );
-            return Err(Failure::new(FailureKind::AgentUnreachable, message));
-        }
-    }
-}
-
-fn failure_kind(view: &JobView) -> FailureKind {
-    use branchline_agent::api::jobs::ErrorContext;
-    match view.last_error.as_ref().map(|error| error.context) {
-        Some(ErrorContext::LocalFile) => FailureKind::LocalDisk,
-        Some(ErrorContext::RemoteFile) => FailureKind::OriginRefused,
-        Some(ErrorContext::Verification) => FailureKind::Verification,
-        Some(ErrorContext::Queue | ErrorContext::Transport | ErrorContext::Notification) | None => {
+/// What a job's error is to a script.
+pub(super) fn failure_kind(view: &JobView) -> FailureKind {
+    let Some(error) = &view.last_error else {
+        return FailureKind::Network;
+    };
+    match error.context {
+        ErrorContext::LocalFile => FailureKind::LocalDisk,
+        // An origin that is busy, or changes the file, has not refused it.
+        ErrorContext::RemoteFile if error.transient => FailureKind::Network,
+        ErrorContext::RemoteFile => FailureKind::OriginRefused,
+        ErrorContext::Verification => FailureKind::Verification,
+        ErrorContext::Queue | ErrorContext::Transport | ErrorContext::Notification => {
             FailureKind::Network
         }
     }
-}
-
-fn show(view: &JobView, json: bool) -> Result<(), Failure> {
-    match json {
-        true => output::print_json(view),
-        false => output::print(&view_text(view)),
-    }
-}
-
-fn view_text(view: &JobView) -> String {
-    let JobSummary {
-        id,
-        name,
-        state,
-        priority,
-        ..
-    } = &view.summary;
-    let named = if name.is_empty() {
-        String::new()
-    } else {
-        format!(" ({name})")
-    };
-    let head = format!("job {id}{named}: {state}, priority {}", priority.word());
-    let mut text = printable(&head) + "\n";
-    text += &(printable(&format!("  {}", view.summary.why)) + "\n");
-    for file in &view.file_page {
-        let length = file.length.map_or_else(|| "?".into(), bytes);
-        let line = format!(
-            "  file {}: {}: {} of {length}; {} from the origin, {} from peers, {} from the store",
-            file.index,
-            file.state,
-            bytes(file.bytes),
-            bytes(file.sources.from_origin),
-            bytes(file.sources.from_peers),
-            bytes(file.sources.from_store),
-        );
-        text += &(printable(&line) + "\n");
-        text += &(printable(&format!("    {} -> {}", file.url, file.path)) + "\n");
-        if let Some(error) = &file.error {
-            text += &(printable(&format!("    {}", error.cause)) + "\n");
-        }
-    }
-    text
-}
-
-fn list_text(jobs: &[JobSummary]) -> String {
-    if jobs.is_empty() {
-        return "there are no jobs\n".into();
-    }
-    let columns = [
-        Column::Right("ID"),
-        Column::Left("STATE"),
-        Column::Left("PRIORITY"),
-        Column::Right("FILES"),
-        Column::Right("HERE"),
-        Column::Right("OF"),
-        Column::Left("NAME"),
-        Column::Left("WHY"),
-    ];
-    let row = |job: &JobSummary| {
-        [
-            job.id.to_string(),
-            job.state.to_string(),
-            job.priority.word().to_owned(),
-            format!("{}/{}", job.files_done, job.files),
-            bytes(job.bytes),
-            job.length.map_or_else(|| "?".into(), bytes),
-            job.name.clone(),
-            job.why.clone(),
-        ]
-    };
-    let rows: Vec<_> = jobs.iter().map(row).collect();
-    table(columns, &rows)
 }
 
 fn usage(message: impl std::fmt::Display) -> Failure {

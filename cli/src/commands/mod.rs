@@ -32,7 +32,7 @@ pub(crate) async fn run(command: Command, context: Context) -> Result<(), Failur
         Command::Status(args) => status::run(&args, &context).await,
         Command::Peers(args) => peers::run(&args, &context).await,
         Command::Cache(CacheCommand::List(args)) => cache::list(&args, &context).await,
-        Command::Job(command) => job::run(command, &context).await,
+        Command::Job(command) => job::run(*command, &context).await,
         Command::Config(ConfigCommand::Check) => config::check(&context),
     }
 }

@@ -29,6 +29,11 @@ impl Bar {
         Self(Arc::new(Shown(bar)))
     }
 
+    /// Whether anybody sees it.
+    pub(crate) fn is_shown(&self) -> bool {
+        !self.bar().is_hidden()
+    }
+
     fn bar(&self) -> &ProgressBar {
         &self.0.0
     }
