@@ -23,7 +23,7 @@ const BATCH: usize = 100;
 const LISTS: usize = 50;
 
 /// The control API, over one connection.
-struct Control {
+pub(crate) struct Control {
     stream: BufReader<UnixStream>,
 }
 
@@ -122,7 +122,7 @@ fn time_each(count: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<
 }
 
 impl Control {
-    fn open(agent: &Agent) -> Result<Self> {
+    pub(crate) fn open(agent: &Agent) -> Result<Self> {
         let socket = agent.state_dir().join("control.sock");
         let stream = UnixStream::connect(&socket).context("the control socket")?;
         Ok(Self {
@@ -131,7 +131,7 @@ impl Control {
     }
 
     /// The JSON of a good answer.
-    fn ask(&mut self, method: &str, route: &str, body: &Value) -> Result<Value> {
+    pub(crate) fn ask(&mut self, method: &str, route: &str, body: &Value) -> Result<Value> {
         let body = if body.is_null() {
             String::new()
         } else {

@@ -17,6 +17,7 @@ mod disturbances;
 mod figures;
 mod jobs;
 mod machine;
+mod many_files;
 mod memory;
 mod never_slower;
 mod packages;
@@ -106,6 +107,8 @@ enum Name {
     Compare,
     /// 10,000 jobs: submits, lists, memory, restart
     Jobs,
+    /// A job of 1,000 small files over 40 ms, beside aria2
+    ManyFiles,
     /// Where the CPU goes in a transfer, by thread and, with perf, by function
     Profile,
 }
@@ -124,7 +127,7 @@ enum Internal {
 }
 
 /// What runs when nothing is named.
-const ALL: [Name; 11] = [
+const ALL: [Name; 12] = [
     Name::Transfer,
     Name::Publish,
     Name::Versions,
@@ -136,6 +139,7 @@ const ALL: [Name; 11] = [
     Name::NeverSlower,
     Name::Compare,
     Name::Jobs,
+    Name::ManyFiles,
 ];
 
 fn main() -> ExitCode {
@@ -186,6 +190,7 @@ fn run(name: Name, extent: Extent) -> Result<()> {
         Name::NeverSlower => never_slower::run(extent),
         Name::Compare => compare::run(extent),
         Name::Jobs => jobs::run(extent),
+        Name::ManyFiles => many_files::run(extent),
         Name::Profile => profile::run(extent),
     }
 }
@@ -203,6 +208,7 @@ fn title(name: Name) -> &'static str {
         Name::NeverSlower => "never slower: all peers are frozen, or lie",
         Name::Compare => "compare: a common start by everyone who can",
         Name::Jobs => "jobs: ten thousand in one agent",
+        Name::ManyFiles => "many files: a job of a thousand small ones over 40 ms",
         Name::Profile => "profile: where the CPU goes in a transfer",
     }
 }

@@ -28,6 +28,8 @@ pub struct Report {
     pub content: String,
     /// What was believed.
     pub trust: String,
+    /// The agent's job that it was.
+    pub job: Option<u64>,
 }
 
 /// What a `branchline get --json` ended with.

@@ -238,6 +238,28 @@ impl Machine {
         Ok(self.host.run(curl, PATIENCE)?.success()?.elapsed)
     }
 
+    /// Mounts a tmpfs with these options on the machine alone; agents see it only if they are started after it, and the
+    /// test's own view does not have it.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn small_disk(&self, name: &str, options: &str) -> Result<PathBuf> {
+        let place = self.home.join(name);
+        fs::create_dir(&place)?;
+        let mount = format!("mount -t tmpfs -o {options} tmpfs '{}'", place.display());
+        self.host.sh(&mount)?;
+        Ok(place)
+    }
+
+    /// SHA-256, in hexadecimal, of what stands at `path` as the machine sees it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn sha256_there(&self, path: &Path) -> Result<String> {
+        let text = self.host.sh(&format!("sha256sum < '{}'", path.display()))?;
+        Ok(text.split(' ').next().unwrap_or_default().to_owned())
+    }
+
     /// Fails unless the file at `path` is exactly `bytes`.
     ///
     /// # Errors

@@ -1,17 +1,20 @@
 //! Jobs: they outlive agents, networks and servers, and each user's are his own.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use branchline_branch_tests::{Branch, Machine, PATIENCE, Random, Setup, random_bytes, until};
-use branchline_lab::Finished;
+use branchline_branch_tests::{
+    Branch, Machine, PATIENCE, Random, Setup, random_bytes, sha256_hex, until,
+};
+use branchline_lab::{Finished, Process, Signal};
 use serde_json::Value;
 
 use crate::MEBIBYTE;
-use crate::local_trouble::small_disk;
 
 const RATE_BYTES_PER_SEC: u64 = 10_000_000;
 
@@ -189,7 +192,7 @@ fn ensure_nowhere(folder: &Path, secret: &[u8]) -> Result<()> {
 #[test]
 fn without_room_for_the_journal_nothing_is_promised_and_with_room_it_goes_on() -> Result<()> {
     let mut branch = Branch::start(Setup::fast(1))?;
-    let disk = small_disk(branch.machine(0), "disk", "size=48m")?;
+    let disk = branch.machine(0).small_disk("disk", "size=48m")?;
     branch.machine_mut(0).set_state_dir(disk.join("state"));
     branch.machine_mut(0).start_agent()?;
     let machine = branch.machine(0);
@@ -202,9 +205,19 @@ fn without_room_for_the_journal_nothing_is_promised_and_with_room_it_goes_on() -
     );
     machine.host().sh(&fill)?;
     let target = machine.target(&url).display().to_string();
-    let asked = ["job", "create", &url, "-o", &target, "--json"];
+    // Long records: what RocksDB has reserved for its log is used up sooner.
+    let long = "long ".repeat(200);
+    let asked = [
+        "job",
+        "create",
+        &url,
+        "-o",
+        &target,
+        "--description",
+        &long,
+        "--json",
+    ];
     let mut taken = 0;
-    // What RocksDB has reserved for its log is used up first.
     let refused = until("the disk to be full", || {
         let finished = machine.run(&asked)?;
         taken += u64::from(finished.status.success());
@@ -309,5 +322,232 @@ fn open_the_way(state_dir: &Path) -> Result<()> {
     {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     }
+    Ok(())
+}
+
+/// Starts a `get`, and waits until some of it is here.
+fn begun_get(branch: &Branch, url: &str, args: &[&str]) -> Result<Process> {
+    let machine = branch.machine(0);
+    let get = machine.start_get(url, &machine.target(url), args)?;
+    branch.wait_for_wan(branch.wan_down(), FILE_BYTES as u64 / 4)?;
+    Ok(get)
+}
+
+#[test]
+fn a_get_that_is_left_goes_on_and_the_same_command_returns_to_it() -> Result<()> {
+    let branch = Branch::with_agents(Setup::slow(1, RATE_BYTES_PER_SEC))?;
+    let machine = branch.machine(0);
+    let file = random_bytes(77, FILE_BYTES);
+    let url = branch.publish("file.bin", &file)?;
+    let begin = branch.wan_down();
+    let mut get = begun_get(&branch, &url, &[])?;
+    get.signal(Signal::INT)?;
+    assert_eq!(get.wait(PATIENCE)?.status.code(), Some(130));
+    branch.wait_for_wan(branch.wan_down(), FILE_BYTES as u64 / 4)?;
+    let got = machine.get(&url, &[])?;
+    let report = got.done()?;
+    assert_eq!((report.job, report.bytes), (Some(1), FILE_BYTES as u64));
+    let sources = report.from_origin + report.from_peers + report.from_store;
+    assert_eq!(sources, report.bytes);
+    machine.ensure_file(&machine.target(&url), &file)?;
+    let wan = (branch.wan_down() - begin) as f64 / FILE_BYTES as f64;
+    assert!(wan < 1.15, "{wan:.3} times the file crossed the WAN");
+    Ok(())
+}
+
+#[test]
+fn a_get_that_cancels_when_interrupted_leaves_nothing() -> Result<()> {
+    let branch = Branch::with_agents(Setup::slow(1, RATE_BYTES_PER_SEC))?;
+    let machine = branch.machine(0);
+    let url = branch.publish("file.bin", &random_bytes(78, FILE_BYTES))?;
+    let before = names(machine)?;
+    let mut get = begun_get(&branch, &url, &["--cancel-on-interrupt"])?;
+    assert_ne!(names(machine)?, before, "nothing was begun");
+    get.signal(Signal::TERM)?;
+    let ended = get.wait(PATIENCE)?;
+    assert_eq!(ended.status.code(), Some(130), "{}", ended.error_text());
+    assert_eq!(state(machine, "1")?, "cancelled");
+    until("what was fetched to be removed", || {
+        Ok((names(machine)? == before).then_some(()))
+    })
+}
+
+fn names(machine: &Machine) -> Result<BTreeSet<OsString>> {
+    let entries = fs::read_dir(machine.home())?;
+    entries.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+#[test]
+fn a_get_that_fails_leaves_a_job_only_if_something_of_the_file_is_here() -> Result<()> {
+    let mut branch = Branch::with_agents(Setup::slow(1, RATE_BYTES_PER_SEC))?;
+    let nowhere = branch.url("nowhere.bin");
+    let got = branch.machine(0).get(&nowhere, &[])?;
+    let line = got.failed(3)?;
+    ensure!(line.contains("404"), "{line}");
+    assert_eq!(state(branch.machine(0), "1")?, "cancelled");
+
+    let file = random_bytes(79, FILE_BYTES);
+    let url = branch.publish("file.bin", &file)?;
+    let mut get = begun_get(&branch, &url, &[])?;
+    let moved = branch.www("moved.bin");
+    fs::rename(branch.www("file.bin"), &moved)?;
+    fs::rename(branch.www("file.bin.branchline"), branch.www("moved"))?;
+    branch.restart_origin()?;
+    let ended = get.wait(PATIENCE)?;
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.error_text());
+    let said = ended.error_text();
+    ensure!(said.contains("job 2 keeps what is here"), "{said}");
+    fs::rename(&moved, branch.www("file.bin"))?;
+    fs::rename(branch.www("moved"), branch.www("file.bin.branchline"))?;
+    let machine = branch.machine(0);
+    let got = machine.get(&url, &[])?;
+    let report = got.done()?;
+    assert_eq!(report.job, Some(2));
+    machine.ensure_file(&machine.target(&url), &file)
+}
+
+/// The parts of a file that `--range` names.
+const RANGES: [(usize, usize); 3] = [(10, 99), (1_000_000, 9_999_999), (5, 5)];
+
+#[test]
+fn parts_of_a_file_are_joined_and_survive_a_kill() -> Result<()> {
+    let mut branch = Branch::with_agents(Setup::slow(1, RATE_BYTES_PER_SEC))?;
+    let file = random_bytes(80, FILE_BYTES);
+    let url = branch.publish("file.bin", &file)?;
+    let parts = RANGES
+        .iter()
+        .flat_map(|(first, last)| &file[*first..=*last]);
+    let wanted: Vec<u8> = parts.copied().collect();
+    let ranges = RANGES.map(|(first, last)| format!("{first}-{last}"));
+    let digest = sha256_hex(&wanted);
+    let mut args = vec!["--sha256", &digest];
+    args.extend(ranges.iter().flat_map(|range| ["--range", range]));
+    let begin = branch.wan_down();
+    create(branch.machine(0), &url, &args)?;
+    branch.wait_for_wan(begin, 4_000_000)?;
+    branch.machine_mut(0).kill_agent()?;
+    branch.machine_mut(0).start_agent()?;
+    let machine = branch.machine(0);
+    let job = machine.json(&["job", "wait", "1"])?;
+    assert_eq!(job["bytes"], wanted.len());
+    machine.ensure_file(&machine.target(&url), &wanted)?;
+    let wan = (branch.wan_down() - begin) as f64 / wanted.len() as f64;
+    assert!(wan < 1.2, "{wan:.3} times the parts crossed the WAN");
+
+    let past = format!("{}-", FILE_BYTES);
+    create(machine, &format!("{url}?2"), &["--range", &past])?;
+    let ended = machine.run(&["job", "wait", "2"])?;
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.error_text());
+    let said = ended.error_text();
+    ensure!(said.contains(&FILE_BYTES.to_string()), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_job_reaches_its_origin_over_the_proxy_that_it_was_given() -> Result<()> {
+    let branch = Branch::with_agents(Setup::fast(1))?;
+    let machine = branch.machine(0);
+    let file = random_bytes(81, MEBIBYTE);
+    let url = branch.publish("file.bin", &file)?;
+    // nginx answers for a host that nobody can find, to whoever takes it for the proxy.
+    let hidden = "http://nowhere.invalid/file.bin";
+    let proxy = url.strip_suffix("/file.bin").context("a URL")?;
+    create(machine, hidden, &["--no-progress-timeout", "0s"])?;
+    let ended = machine.run(&["job", "wait", "1"])?;
+    assert_eq!(ended.status.code(), Some(4), "{}", ended.error_text());
+    machine.json(&["job", "set", "1", "--proxy", proxy])?;
+    machine.json(&["job", "resume", "1"])?;
+    let job = machine.json(&["job", "wait", "1"])?;
+    assert_eq!(job["state"], "acknowledged");
+    machine.ensure_file(&machine.target(hidden), &file)
+}
+
+#[test]
+fn a_command_is_told_of_each_file_and_of_the_end_and_a_webhook_too() -> Result<()> {
+    let hook = "location = /hook { return 204; }";
+    let mut branch = Branch::with_agents(Setup::fast(1).origin(hook))?;
+    let machine = branch.machine(0);
+    let url = branch.publish("file.bin", &random_bytes(82, MEBIBYTE))?;
+    let told = machine.home().join("told");
+    let command = format!("cat >> '{0}'; echo >> '{0}'", told.display());
+    let webhook = branch.url("hook");
+    let args = ["--notify-command", &command, "--webhook", &webhook];
+    let on = ["--notify-on", "file-done", "--notify-on", "transferred"];
+    create(machine, &url, &[&args[..], &on[..]].concat())?;
+    machine.json(&["job", "wait", "1"])?;
+    let events = until("both to be told", || {
+        let text = fs::read_to_string(&told).unwrap_or_default();
+        let lines = text.lines().map(serde_json::from_str::<Value>);
+        let events: Vec<Value> = lines.filter_map(Result::ok).collect();
+        Ok((events.len() == 2).then_some(events))
+    })?;
+    let words: BTreeSet<_> = events.iter().map(|it| it["event"].to_string()).collect();
+    assert_eq!(
+        words,
+        ["\"file_done\"", "\"transferred\""]
+            .map(String::from)
+            .into()
+    );
+    assert!(events.iter().all(|it| it["may_be_repeated"] == false));
+    until("the webhook to be called", || {
+        let requests = branch.requests_of(0)?;
+        let posted = requests.iter().filter(|it| it.path == "/hook").count();
+        Ok((posted == 2).then_some(()))
+    })
+}
+
+/// What the shell is offered for the number of a job; `line` is what was typed.
+fn offered(machine: &Machine, line: &[&str]) -> Result<String> {
+    let program = machine.command()?;
+    let mut command = Command::new(program.get_program());
+    command
+        .env("COMPLETE", "fish")
+        .env("BRANCHLINE_STATE_DIR", machine.state_dir())
+        .args(["--", "branchline"])
+        .args(line);
+    let ran = machine.host().run(command, PATIENCE)?.success()?;
+    Ok(ran.text())
+}
+
+#[test]
+fn shells_are_offered_the_numbers_of_jobs() -> Result<()> {
+    let mut branch = Branch::with_agents(Setup::fast(1))?;
+    let url = branch.publish("file.bin", &random_bytes(85, MEBIBYTE))?;
+    create(branch.machine(0), &url, &["--suspended", "--name", "big"])?;
+    create(branch.machine(0), &format!("{url}?2"), &["--suspended"])?;
+    let all = offered(branch.machine(0), &["job", "resume", ""])?;
+    ensure!(
+        all.contains("1\tbig: suspended") && all.contains("2\tsuspended"),
+        "{all}"
+    );
+    let second = offered(branch.machine(0), &["job", "show", "2"])?;
+    ensure!(!second.contains("big") && second.contains('2'), "{second}");
+    branch.machine_mut(0).stop_agent()?;
+    let none = offered(branch.machine(0), &["job", "resume", ""])?;
+    ensure!(!none.contains("suspended"), "{none}");
+    Ok(())
+}
+
+/// Root's job into a folder on whose way another user has planted a link.
+#[test]
+fn a_planted_link_does_not_lead_roots_job_elsewhere() -> Result<()> {
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        return Ok(());
+    }
+    let branch = Branch::with_agents(Setup::fast(1))?;
+    let machine = branch.machine(0);
+    let url = branch.publish("file.bin", &random_bytes(86, MEBIBYTE))?;
+    let precious = machine.home().join("precious");
+    fs::create_dir(&precious)?;
+    let planted = machine.home().join("planted");
+    std::os::unix::fs::symlink(&precious, &planted)?;
+    std::os::unix::fs::lchown(&planted, Some(NOBODY), None)?;
+    let target = planted.join("f").display().to_string();
+    machine.json(&["job", "create", &url, "-o", &target])?;
+    let waited = machine.run(&["job", "wait", "1"])?;
+    assert_eq!(waited.status.code(), Some(6), "{}", waited.error_text());
+    let said = waited.error_text();
+    ensure!(said.contains("link"), "{said}");
+    assert_eq!(fs::read_dir(&precious)?.count(), 0);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use branchline_branch_tests::{Branch, Got, Machine, PATIENCE, Setup, random_bytes, sha256_hex};
@@ -10,23 +10,6 @@ use branchline_branch_tests::{Branch, Got, Machine, PATIENCE, Setup, random_byte
 use crate::MEBIBYTE;
 
 const FILE_BYTES: usize = 8 * MEBIBYTE;
-
-/// Mounts a file system of this size on the machine alone; the test's own view does not have it.
-pub(crate) fn small_disk(machine: &Machine, name: &str, options: &str) -> Result<PathBuf> {
-    let place = machine.home().join(name);
-    fs::create_dir(&place)?;
-    let mount = format!("mount -t tmpfs -o {options} tmpfs '{}'", place.display());
-    machine.host().sh(&mount)?;
-    Ok(place)
-}
-
-/// What stands at `path` as the machine sees it.
-fn sha256_there(machine: &Machine, path: &Path) -> Result<String> {
-    let text = machine
-        .host()
-        .sh(&format!("sha256sum < '{}'", path.display()))?;
-    Ok(text.split(' ').next().unwrap_or_default().to_owned())
-}
 
 fn files_there(machine: &Machine, folder: &Path) -> Result<String> {
     machine.host().sh(&format!("ls -A '{}'", folder.display()))
@@ -37,7 +20,7 @@ fn a_folder_that_cannot_be_written_to_is_said_in_one_line() -> Result<()> {
     let branch = Branch::with_agents(Setup::fast(1))?;
     let url = branch.publish("file.bin", &random_bytes(70, FILE_BYTES))?;
     let machine = branch.machine(0);
-    let read_only = small_disk(machine, "read-only", "ro,size=1m")?;
+    let read_only = machine.small_disk("read-only", "ro,size=1m")?;
     let places = [
         read_only.join("file.bin"),
         machine.home().join("no-such-folder/file.bin"),
@@ -60,7 +43,7 @@ fn no_room_for_the_file_is_said_before_a_byte_is_fetched() -> Result<()> {
     let mut branch = Branch::start(Setup::fast(1))?;
     let file = random_bytes(71, FILE_BYTES);
     let url = branch.publish("file.bin", &file)?;
-    let disk = small_disk(branch.machine(0), "disk", "size=5m")?;
+    let disk = branch.machine(0).small_disk("disk", "size=5m")?;
     let target = disk.join("file.bin");
     let got = branch.machine(0).get_to(&url, &target, &[])?;
     let line = got.failed(6)?;
@@ -79,7 +62,7 @@ fn no_room_for_the_file_is_said_before_a_byte_is_fetched() -> Result<()> {
     make_room(branch.machine(0), &disk)?;
     let got = branch.machine(0).get_to(&url, &target, &[])?;
     got.done()?;
-    assert_eq!(sha256_there(branch.machine(0), &target)?, sha256_hex(&file));
+    assert_eq!(branch.machine(0).sha256_there(&target)?, sha256_hex(&file));
     Ok(())
 }
 
@@ -94,7 +77,7 @@ fn a_disk_that_fills_up_midway_keeps_what_came_and_the_same_command_finishes() -
     let file = random_bytes(72, FILE_BYTES);
     let url = branch.place("file.bin", &file)?;
     let machine = branch.machine(0);
-    let disk = small_disk(machine, "disk", "size=5m")?;
+    let disk = machine.small_disk("disk", "size=5m")?;
     let target = disk.join("file.bin");
     let got = machine.get_to(&url, &target, &[])?;
     println!("{}", got.failed(6)?);
@@ -106,7 +89,7 @@ fn a_disk_that_fills_up_midway_keeps_what_came_and_the_same_command_finishes() -
     let got = machine.get_to(&url, &target, &[])?;
     let report = got.done()?;
     println!("then: {report:?}");
-    assert_eq!(sha256_there(machine, &target)?, sha256_hex(&file));
+    assert_eq!(machine.sha256_there(&target)?, sha256_hex(&file));
     assert!(report.from_store > 0, "nothing was kept: {report:?}");
     Ok(())
 }
@@ -117,7 +100,7 @@ fn a_full_disk_below_the_store_costs_the_cache_and_not_the_file() -> Result<()> 
     let file = random_bytes(73, FILE_BYTES);
     let url = branch.publish("file.bin", &file)?;
     let plain = branch.place("plain.bin", &file)?;
-    let disk = small_disk(branch.machine(0), "disk", "size=24m")?;
+    let disk = branch.machine(0).small_disk("disk", "size=24m")?;
     branch.machine_mut(0).set_state_dir(disk.join("state"));
     branch.machine_mut(0).start_agent()?;
     let machine = branch.machine(0);
@@ -217,7 +200,7 @@ fn a_port_that_is_taken_is_said_in_one_line() -> Result<()> {
 }
 
 #[test]
-fn of_two_downloads_to_the_same_target_the_second_is_refused() -> Result<()> {
+fn of_two_downloads_to_the_same_target_another_one_is_refused_and_the_same_joins() -> Result<()> {
     let branch = Branch::with_agents(Setup::slow(1, 4_000_000))?;
     let file = random_bytes(74, FILE_BYTES);
     let url = branch.publish("file.bin", &file)?;
@@ -229,10 +212,13 @@ fn of_two_downloads_to_the_same_target_the_second_is_refused() -> Result<()> {
     let status = machine.json(&["status"])?;
     assert_eq!(status["jobs"][0]["url"], *url, "{status}");
     assert_eq!(status["jobs"][0]["bytes"], FILE_BYTES);
-    let second = machine.get(&url, &[])?;
-    let line = second.failed(6)?;
+    let elsewhere = branch.place("elsewhere.bin", &file)?;
+    let other = machine.get_to(&elsewhere, &target, &[])?;
+    let line = other.failed(6)?;
     println!("{line}");
-    ensure!(line.contains("is being downloaded already"), "{line}");
+    ensure!(line.contains("job 1"), "{line}");
+    let same = machine.get(&url, &[])?;
+    assert_eq!(same.done()?.job, Some(1));
     let first = Got::of(&first.wait(PATIENCE)?, target.clone())?;
     first.done()?;
     machine.ensure_file(&target, &file)

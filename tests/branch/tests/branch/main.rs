@@ -2,7 +2,9 @@
 //!
 //! These tests fail, and do not skip, where namespaces cannot be made. Each has a lab of its own.
 
+mod api;
 mod bad_peers;
+mod coming_from_bits;
 mod common_start;
 mod digests;
 mod interrupted;
