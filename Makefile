@@ -50,6 +50,9 @@ install:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/user
 	sed 's|@PREFIX@|$(PREFIX)|' packaging/branchline-user.service.in \
 	    > $(DESTDIR)$(PREFIX)/lib/systemd/user/branchline.service
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	COMPLETE=bash $(BIN)/branchline \
+	    > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/branchline
 
 clean:
 	$(CARGO) clean
