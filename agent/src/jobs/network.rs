@@ -3,10 +3,13 @@
 //! The kernel tells of each change of links, addresses and routes (rtnetlink(7)). What a message says is not
 //! looked at: it is the moment to read the routes.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::net::UnixDatagram;
@@ -63,10 +66,32 @@ impl RouteChanges {
 
 const NO_BUFFERS: i32 = rustix::io::Errno::NOBUFS.raw_os_error();
 
-/// Whether any route leads out of this machine. Reads two small files.
+/// Whether any route leads out of this machine, over a link that works. Reads two small files.
 pub(super) fn is_up() -> bool {
     let read = |path| std::fs::read_to_string(Path::new(path)).unwrap_or_default();
-    has_route_v4(&read("/proc/net/route")) || has_route_v6(&read("/proc/net/ipv6_route"))
+    let links = Links::now();
+    has_route_v4(&read("/proc/net/route"), &links)
+        || has_route_v6(&read("/proc/net/ipv6_route"), &links)
+}
+
+/// The links that lead out of this machine and work. Routes stay when a cable is pulled, `IFF_RUNNING` does not
+/// (netdevice(7)).
+struct Links(BTreeSet<String>);
+
+impl Links {
+    fn now() -> Self {
+        let links = getifaddrs().into_iter().flatten();
+        let works = |flags| {
+            let (wanted, besides) = (InterfaceFlags::IFF_RUNNING, InterfaceFlags::IFF_LOOPBACK);
+            flags & (wanted | besides) == wanted
+        };
+        let working = links.filter(|link| works(link.flags));
+        Self(working.map(|link| link.interface_name).collect())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
 }
 
 /// `RTF_UP` and `RTF_REJECT` of linux/route.h.
@@ -74,7 +99,7 @@ const UP: u32 = 0x1;
 const REJECT: u32 = 0x200;
 
 /// proc(5): interface, destination, gateway, flags, ...; hexadecimal.
-fn has_route_v4(table: &str) -> bool {
+fn has_route_v4(table: &str, links: &Links) -> bool {
     table.lines().skip(1).any(|line| {
         let mut fields = line.split_whitespace();
         let (device, destination) = (fields.next(), fields.next());
@@ -83,14 +108,14 @@ fn has_route_v4(table: &str) -> bool {
             .and_then(|flags| u32::from_str_radix(flags, 16).ok());
         let destination = destination.and_then(|text| u32::from_str_radix(text, 16).ok());
         let loops = destination.is_some_and(|to| Ipv4Addr::from(to.to_be()).is_loopback());
-        device.is_some_and(|device| device != "lo")
+        device.is_some_and(|device| links.has(device))
             && flags.is_some_and(|flags| flags & UP != 0 && flags & REJECT == 0)
             && !loops
     })
 }
 
 /// Destination, its length, source, its length, next hop, metric, two counters, flags, interface.
-fn has_route_v6(table: &str) -> bool {
+fn has_route_v6(table: &str, links: &Links) -> bool {
     table.lines().any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let &[destination, _, _, _, _, _, _, _, flags, device] = fields.as_slice() else {
@@ -104,7 +129,7 @@ fn has_route_v6(table: &str) -> bool {
         };
         let to = Ipv6Addr::from(to);
         let local = to.is_loopback() || to.is_unicast_link_local() || to.is_multicast();
-        device != "lo" && flags & UP != 0 && flags & REJECT == 0 && !local
+        links.has(device) && flags & UP != 0 && flags & REJECT == 0 && !local
     })
 }
 
@@ -115,9 +140,21 @@ mod tests {
     const HEAD: &str =
         "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n";
 
+    fn eth0() -> Links {
+        Links(["eth0".to_owned()].into())
+    }
+
     #[test]
-    fn a_route_over_a_link_is_a_network_and_the_loopback_is_none() {
-        let route = |line: &str| has_route_v4(&format!("{HEAD}{line}\n"));
+    fn the_loopback_is_no_link_that_leads_out() {
+        assert!(!Links::now().has("lo"));
+    }
+
+    #[test]
+    fn a_route_over_a_link_that_works_is_a_network() {
+        let route = |line: &str| has_route_v4(&format!("{HEAD}{line}\n"), &eth0());
+        assert!(!route(
+            "eth1\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0"
+        ));
         assert!(route(
             "eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0"
         ));
@@ -130,16 +167,18 @@ mod tests {
         assert!(!route(
             "*\t00000000\t00000000\t0201\t0\t0\t0\t00000000\t0\t0\t0"
         ));
-        assert!(!has_route_v4(HEAD) && !has_route_v4("") && !has_route_v4("\n\nx"));
+        for none in [HEAD, "", "\n\nx"] {
+            assert!(!has_route_v4(none, &eth0()));
+        }
     }
 
     #[test]
     fn link_local_addresses_alone_lead_nowhere() {
         let route = |to: &str, flags: &str, device: &str| {
             let zero = "0".repeat(32);
-            has_route_v6(&format!(
-                "{to} 40 {zero} 00 {zero} 00000100 00000001 00000000 {flags} {device}"
-            ))
+            let line =
+                format!("{to} 40 {zero} 00 {zero} 00000100 00000001 00000000 {flags} {device}");
+            has_route_v6(&line, &eth0())
         };
         let global = "20010db8000000000000000000000000";
         assert!(route(global, "00000001", "eth0"));

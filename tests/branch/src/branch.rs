@@ -127,6 +127,11 @@ impl Branch {
         &mut self.machines[index]
     }
 
+    /// The lab itself.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
     /// The line to the origin.
     pub fn wan(&self) -> &Wan {
         self.lab.wan()

@@ -111,6 +111,29 @@ fn without_a_network_a_job_waits_and_goes_on_when_it_is_back() -> Result<()> {
 }
 
 #[test]
+fn a_pulled_cable_is_no_network_and_nothing_is_tried_meanwhile() -> Result<()> {
+    let branch = Branch::with_agents(Setup::slow(1, RATE_BYTES_PER_SEC))?;
+    let machine = branch.machine(0);
+    let file = random_bytes(87, FILE_BYTES);
+    let url = branch.publish("file.bin", &file)?;
+    let begin = branch.wan_down();
+    create(machine, &url, &[])?;
+    wait_for_bytes(machine, "1")?;
+    branch.lab().unplug(0)?;
+    wait_for_state(machine, "1", "transient_error")?;
+    let job = machine.json(&["job", "show", "1"])?;
+    let why = job["why"].as_str().context("a reason")?;
+    ensure!(why.contains("network"), "{why}");
+    branch.lab().plug_in(0)?;
+    let job = machine.json(&["job", "wait", "1"])?;
+    assert_eq!(job["state"], "acknowledged");
+    machine.ensure_file(&machine.target(&url), &file)?;
+    let wan = (branch.wan_down() - begin) as f64 / FILE_BYTES as f64;
+    assert!(wan < 1.15, "{wan:.3} times the file crossed the WAN");
+    Ok(())
+}
+
+#[test]
 fn a_suspended_job_keeps_what_it_has_and_its_server_may_move() -> Result<()> {
     let branch = Branch::with_agents(Setup::slow(1, RATE_BYTES_PER_SEC))?;
     let machine = branch.machine(0);
