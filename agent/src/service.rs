@@ -133,7 +133,7 @@ fn doors(config: &Config, state_dir: &Path) -> Result<Doors, Failure> {
         port: port
             .map(|address| ControlPort::bind(address, state_dir))
             .transpose()?,
-        socket: ControlSocket::bind(state_dir)?,
+        socket: ControlSocket::bind(state_dir, is_root && config.control.other_users)?,
         other_users: config.control.other_users,
     })
 }

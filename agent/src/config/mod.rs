@@ -18,7 +18,7 @@ use std::time::Duration;
 use branchline_core::jobs;
 
 pub use error::ConfigError;
-pub use paths::{Environment, default_config_file, default_state_dir};
+pub use paths::{Environment, SYSTEM_STATE_DIR, default_config_file, default_state_dir};
 use reader::Document;
 use values::{
     ANY_SIZE, absolute_file, address, bytes_or_any, duration_between, format_duration, interface,

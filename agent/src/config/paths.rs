@@ -38,13 +38,16 @@ impl Environment {
     }
 }
 
+/// Where root's agent keeps its state, and serves all users of the machine.
+pub const SYSTEM_STATE_DIR: &str = "/var/lib/branchline";
+
 /// `/var/lib/branchline` for root, else `$XDG_STATE_HOME/branchline`.
 ///
 /// # Errors
 /// [`ConfigError::NoHome`] for a user without a home.
 pub fn default_state_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
     if environment.root {
-        return Ok("/var/lib/branchline".into());
+        return Ok(SYSTEM_STATE_DIR.into());
     }
     let base = environment.base(&environment.xdg_state_home, ".local/state");
     base.map(|base| base.join("branchline"))

@@ -81,7 +81,7 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Makes the socket: for all users where the agent is root's, else with mode 0600. The caller holds the state directory's lock: what stands
+    /// Makes the socket: for all users where those are served, else with mode 0600. The caller holds the state directory's lock: what stands
     /// under the socket's name is then the remains of a dead agent, and is replaced at one blow.
     ///
     /// # Errors
@@ -89,12 +89,12 @@ impl ControlSocket {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn bind(state_dir: &Path) -> Result<Self, BindError> {
+    pub fn bind(state_dir: &Path, for_all: bool) -> Result<Self, BindError> {
         let path = socket_path(state_dir)?;
         if is_something_else(&path) {
             return Err(BindError::NameTaken { path });
         }
-        match listen(&state_dir.join(SOCKET_NAME_BEFORE), &path) {
+        match listen(&state_dir.join(SOCKET_NAME_BEFORE), &path, for_all) {
             Ok(listener) => Ok(Self {
                 listener,
                 file: SocketFile(path),
@@ -131,13 +131,12 @@ fn is_something_else(path: &Path) -> bool {
 
 /// The rename makes the socket appear with its mode already set, and lets no moment pass in which
 /// a command finds none.
-fn listen(before: &Path, path: &Path) -> io::Result<UnixListener> {
+fn listen(before: &Path, path: &Path, for_all: bool) -> io::Result<UnixListener> {
     match fs::remove_file(before) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(before)?;
-    let for_all = rustix::process::geteuid().is_root();
     let mode = if for_all { 0o666 } else { 0o600 };
     fs::set_permissions(before, fs::Permissions::from_mode(mode))?;
     fs::rename(before, path)?;

@@ -145,7 +145,7 @@ fn served() -> Served {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (sender, gets) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
-    let socket = ControlSocket::bind(folder.path()).expect("a socket");
+    let socket = ControlSocket::bind(folder.path(), false).expect("a socket");
     let loopback = "127.0.0.1:0".parse().expect("an address");
     let port = ControlPort::bind(loopback, folder.path()).expect("a port");
     let address = port.address().expect("bound");
@@ -377,14 +377,14 @@ async fn the_remains_of_a_dead_agent_are_replaced_and_nothing_else_is() {
     let error = client.status().await.expect_err("nobody there");
     assert!(matches!(error, ClientError::NotRunning { .. }), "{error}");
 
-    let socket = ControlSocket::bind(folder.path()).expect("replaced");
+    let socket = ControlSocket::bind(folder.path(), false).expect("replaced");
     assert_eq!(socket.path(), path);
     UnixStream::connect(&path).await.expect("it listens");
     drop(socket);
     assert!(!path.exists());
 
     std::fs::write(&path, "a letter").expect("writable");
-    let error = ControlSocket::bind(folder.path()).expect_err("not ours");
+    let error = ControlSocket::bind(folder.path(), false).expect_err("not ours");
     assert!(matches!(error, BindError::NameTaken { .. }), "{error}");
     assert_eq!(
         std::fs::read_to_string(&path).expect("still there"),
@@ -402,8 +402,8 @@ async fn a_path_too_long_for_the_kernel_is_said_to_be() {
     let (fits, does_not) = (name_for(107), name_for(108));
     std::fs::create_dir(&fits).expect("writable");
     std::fs::create_dir(&does_not).expect("writable");
-    ControlSocket::bind(&fits).expect("the kernel takes it");
-    let error = ControlSocket::bind(&does_not).expect_err("too long");
+    ControlSocket::bind(&fits, false).expect("the kernel takes it");
+    let error = ControlSocket::bind(&does_not, false).expect_err("too long");
     assert!(error.to_string().contains("108 bytes"), "{error}");
     let failure = Failure::from(Client::new(&does_not).expect_err("too long"));
     assert_eq!(failure.kind, FailureKind::Usage);
