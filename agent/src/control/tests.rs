@@ -145,7 +145,8 @@ fn served() -> Served {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (sender, gets) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
-    let socket = ControlSocket::bind(folder.path(), false).expect("a socket");
+    let is_root = rustix::process::geteuid().is_root();
+    let socket = ControlSocket::bind(folder.path(), is_root).expect("a socket");
     let loopback = "127.0.0.1:0".parse().expect("an address");
     let port = ControlPort::bind(loopback, folder.path()).expect("a port");
     let address = port.address().expect("bound");

@@ -28,8 +28,9 @@ const LOST_BYTES_MAX: f64 = 1_000_000.0;
 /// TCP and IP headers.
 const HEADERS: f64 = 1.045;
 
-/// Debian's `nobody`.
+/// Debian's `nobody` and `daemon`, two ordinary users; their groups have the same numbers.
 const NOBODY: u32 = 65534;
+const DAEMON: u32 = 1;
 
 fn create(machine: &Machine, url: &str, args: &[&str]) -> Result<Value> {
     let target = machine.target(url);
@@ -264,16 +265,33 @@ fn without_room_for_the_journal_nothing_is_promised_and_with_room_it_goes_on() -
     machine.ensure_file(&machine.target(&url), &file)
 }
 
-/// Runs `branchline` as another user.
 fn run_as_nobody(machine: &Machine, args: &[&str]) -> Result<Finished> {
+    run_as(NOBODY, machine, args)
+}
+
+/// Runs `branchline` as another user.
+fn run_as(user: u32, machine: &Machine, args: &[&str]) -> Result<Finished> {
     let command = machine.command()?;
-    let mut as_nobody = Command::new("setpriv");
-    as_nobody
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+    let mut as_user = Command::new("setpriv");
+    as_user
+        .args([format!("--reuid={user}"), format!("--regid={user}")])
+        .args(["--clear-groups", "--"])
         .arg(command.get_program())
         .args(command.get_args())
         .args(args);
-    machine.host().run(as_nobody, PATIENCE)
+    machine.host().run(as_user, PATIENCE)
+}
+
+/// `user` sees no job of others, and cannot do anything to this one.
+fn ensure_nothing_of_others(user: u32, machine: &Machine, id: &str) -> Result<()> {
+    let list = run_as(user, machine, &["job", "list", "--json"])?.success()?;
+    assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "[]");
+    for request in ["show", "cancel", "resume", "suspend", "complete"] {
+        let refused = run_as(user, machine, &["job", request, id])?;
+        let said = refused.error_text();
+        ensure!(said.contains("no such job"), "{said}");
+    }
+    Ok(())
 }
 
 /// An ordinary user has nobody's rights but his own to give: what is shown here needs root.
@@ -290,16 +308,7 @@ fn each_user_has_his_own_jobs_and_rights_and_no_others() -> Result<()> {
     create(machine, &url, &["--name", "of-root"])?;
     machine.json(&["job", "wait", "1"])?;
 
-    let list = run_as_nobody(machine, &["job", "list", "--json"])?.success()?;
-    assert_eq!(String::from_utf8_lossy(&list.stdout).trim(), "[]");
-    for request in ["show", "cancel", "resume"] {
-        let refused = run_as_nobody(machine, &["job", request, "1"])?;
-        ensure!(
-            refused.error_text().contains("no such job"),
-            "{}",
-            refused.error_text()
-        );
-    }
+    ensure_nothing_of_others(NOBODY, machine, "1")?;
     let cache = run_as_nobody(machine, &["cache", "list"])?;
     assert_eq!(cache.status.code(), Some(7), "{}", cache.error_text());
 
@@ -323,6 +332,7 @@ fn each_user_has_his_own_jobs_and_rights_and_no_others() -> Result<()> {
     )?
     .success()?;
     run_as_nobody(machine, &["job", "wait", "3"])?.success()?;
+    ensure_nothing_of_others(DAEMON, machine, "3")?;
     let target = own.join("f");
     // A link to what is root's, planted before the file gets its name, is replaced and not followed.
     let precious = machine.home().join("precious");
