@@ -259,7 +259,8 @@ impl Engine {
             desk.finish().await;
         }
         ingest.shut_down(finish_caching).await;
-        if let Err(error) = store.flush_and_close() {
+        // On a full disk the index may wait long for room before it closes: whoever waits here can stop waiting.
+        if let Err(error) = blocking(move || store.flush_and_close()).await {
             tracing::warn!(%error, "closing the store failed");
         }
     }

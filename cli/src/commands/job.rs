@@ -21,6 +21,7 @@ use crate::output;
 use crate::target::target;
 
 use show::{list_text, show};
+pub(super) use wait::until_next_look;
 
 /// Asks the running agent.
 pub(super) async fn run(command: JobCommand, context: &Context) -> Result<(), Failure> {

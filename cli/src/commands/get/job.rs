@@ -3,7 +3,7 @@
 //! The job is as lasting as any: when this command is interrupted, or killed, the agent goes on with it. The same command
 //! returns to it. Only what fails while somebody waits is not tried again behind his back.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use branchline_agent::api::jobs::{
     FileIndex, FileSpec, FileView, Filter, Header, JobSpec, JobSummary, JobView, Priority, Request,
@@ -13,11 +13,8 @@ use branchline_agent::api::{Failure, FailureKind, GetReport, GetRequest, Progres
 use branchline_agent::control::{Client, ClientError};
 use branchline_hashing::Digest;
 
-use crate::commands::job::{failure_kind, remote};
+use crate::commands::job::{failure_kind, remote, until_next_look};
 use crate::output::{self, Bar};
-
-/// How often a terminal shows how far it is.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The only file of such a job.
 const FILE: FileIndex = FileIndex(0);
@@ -111,16 +108,7 @@ impl JobGet {
                 Outcome::Ended(failure) => return Err(failure),
                 Outcome::Failed => return Err(self.give_up().await),
             }
-            let goes_on = tokio::select! {
-                goes_on = events.next() => goes_on,
-                () = tokio::time::sleep(LOOK_EVERY), if bar.is_shown() => true,
-            };
-            if !goes_on {
-                let message = format!(
-                    "get: the agent has ended; when it is started again it goes on with job {id}, to which the same command returns"
-                );
-                return Err(Failure::new(FailureKind::AgentUnreachable, message));
-            }
+            until_next_look(id, &mut events, &bar).await?;
         }
     }
 

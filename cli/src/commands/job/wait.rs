@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use branchline_agent::api::jobs::{FileIndex, JobId, JobView, StateKind};
 use branchline_agent::api::{Failure, FailureKind, Progress};
-use branchline_agent::control::Client;
+use branchline_agent::control::{Client, EventStream};
 
 use super::failure_kind;
 use super::show::show;
@@ -50,17 +50,27 @@ async fn until_settled(client: &Client, id: JobId) -> Result<JobView, Failure> {
             return Ok(view);
         }
         bar.show(&progress(&view));
-        let goes_on = tokio::select! {
-            goes_on = events.next() => goes_on,
-            () = tokio::time::sleep(LOOK_EVERY), if bar.is_shown() => true,
-        };
-        if !goes_on {
-            let message = format!(
-                "job {id}: the agent has ended; it goes on with the job when it is started again"
-            );
-            return Err(Failure::new(FailureKind::AgentUnreachable, message));
-        }
+        until_next_look(id, &mut events, &bar).await?;
     }
+}
+
+/// Waits until something has happened to the job, or a terminal is to show how far it is.
+pub(in crate::commands) async fn until_next_look(
+    id: JobId,
+    events: &mut EventStream,
+    bar: &Bar,
+) -> Result<(), Failure> {
+    let goes_on = tokio::select! {
+        goes_on = events.next() => goes_on,
+        () = tokio::time::sleep(LOOK_EVERY), if bar.is_shown() => true,
+    };
+    let ended = || {
+        let message = format!(
+            "job {id}: the agent has ended; it goes on with the job when it is started again, and the same command returns to it"
+        );
+        Failure::new(FailureKind::AgentUnreachable, message)
+    };
+    goes_on.then_some(()).ok_or_else(ended)
 }
 
 fn is_settled(view: &JobView) -> bool {

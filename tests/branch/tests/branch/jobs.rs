@@ -502,7 +502,8 @@ fn a_command_is_told_of_each_file_and_of_the_end_and_a_webhook_too() -> Result<(
     let machine = branch.machine(0);
     let url = branch.publish("file.bin", &random_bytes(82, MEBIBYTE))?;
     let told = machine.home().join("told");
-    let command = format!("cat >> '{0}'; echo >> '{0}'", told.display());
+    // In one write each, for both may be told at the same time.
+    let command = format!("printf '%s\\n' \"$(cat)\" >> '{}'", told.display());
     let webhook = branch.url("hook");
     let args = ["--notify-command", &command, "--webhook", &webhook];
     let on = ["--notify-on", "file-done", "--notify-on", "transferred"];
@@ -582,5 +583,77 @@ fn a_planted_link_does_not_lead_roots_job_elsewhere() -> Result<()> {
     let said = waited.error_text();
     ensure!(said.contains("link"), "{said}");
     assert_eq!(fs::read_dir(&precious)?.count(), 0);
+    Ok(())
+}
+
+#[test]
+fn an_orderly_stop_is_no_failure_of_a_job_that_does_not_try_again() -> Result<()> {
+    let mut branch = Branch::with_agents(Setup::slow(1, RATE_BYTES_PER_SEC))?;
+    let file = random_bytes(88, FILE_BYTES);
+    let url = branch.publish("file.bin", &file)?;
+    create(branch.machine(0), &url, &["--no-progress-timeout", "0s"])?;
+    wait_for_bytes(branch.machine(0), "1")?;
+    branch.machine_mut(0).stop_agent()?;
+    branch.machine_mut(0).start_agent()?;
+    let machine = branch.machine(0);
+    assert_eq!(
+        machine.json(&["job", "wait", "1"])?["state"],
+        "acknowledged"
+    );
+    machine.ensure_file(&machine.target(&url), &file)
+}
+
+#[test]
+fn a_get_takes_a_job_up_as_it_is() -> Result<()> {
+    let guarded = "location = /file.bin { if ($http_x_token != \"hunter2\") { return 403; } }";
+    let branch = Branch::with_agents(Setup::fast(1).origin(guarded))?;
+    let machine = branch.machine(0);
+    let file = random_bytes(89, MEBIBYTE);
+    let url = branch.publish("file.bin", &file)?;
+    let settings = ["--secret-header", "X-Token: hunter2", "--no-auto-complete"];
+    create(machine, &url, &[&settings[..], &["--suspended"]].concat())?;
+    let got = machine.get(&url, &[])?;
+    assert_eq!(got.done()?.job, Some(1));
+    machine.ensure_file(&machine.target(&url), &file)
+}
+
+#[test]
+fn the_password_of_a_webhook_is_not_lost_by_another_change() -> Result<()> {
+    let branch = Branch::with_agents(Setup::fast(1))?;
+    let machine = branch.machine(0);
+    let url = branch.url("file.bin");
+    let hook = [
+        "--webhook",
+        "http://me:hunter2@127.0.0.1/hook",
+        "--suspended",
+    ];
+    create(machine, &url, &hook)?;
+    let refused = machine.run(&["job", "set", "1", "--notify-on", "error"])?;
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.error_text());
+    let said = refused.error_text();
+    ensure!(said.contains("--webhook"), "{said}");
+    machine.json(&["job", "set", "1", "--name", "renamed"])?;
+    Ok(())
+}
+
+/// What root's agent opens to others is for root to say.
+#[test]
+fn roots_agent_serves_whom_its_configuration_lets_in() -> Result<()> {
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        return Ok(());
+    }
+    let mut branch = Branch::start(Setup::fast(1))?;
+    let machine = branch.machine_mut(0);
+    machine.configure("control.listen = \"127.0.0.1:4003\"")?;
+    let ended = machine.spawn_agent()?.wait(PATIENCE)?;
+    assert_eq!(ended.status.code(), Some(2), "{}", ended.error_text());
+    let said = ended.error_text();
+    ensure!(said.contains("below 1024"), "{said}");
+    machine.configure("control.other_users = false")?;
+    machine.start_agent()?;
+    open_the_way(machine.state_dir())?;
+    let refused = run_as_nobody(machine, &["job", "list"])?;
+    assert_eq!(refused.status.code(), Some(7), "{}", refused.error_text());
+    machine.json(&["job", "list"])?;
     Ok(())
 }
