@@ -28,7 +28,15 @@ const BRANCHES: [(usize, u64); 4] = [(2, 64), (4, 64), (16, 64), (50, 16)];
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 pub(crate) fn run(extent: Extent) -> Result<()> {
+    let chosen = |members| {
+        extent
+            .machines
+            .is_none_or(|machines| machines == members as u64)
+    };
     for (members, mebibytes) in BRANCHES {
+        if !chosen(members) {
+            continue;
+        }
         let start = Start::prepare(members, extent.bytes(mebibytes))?;
         let alone = start.one_curl()?;
         let outcome = Scene::set(&start, members)?.play(|_| Ok(()))?;
@@ -156,6 +164,8 @@ pub(crate) struct Scene<'a> {
     /// Machines that send slowly.
     slow: Vec<usize>,
     wan_before: u64,
+    /// What the agents had used when they were told to begin.
+    cpu_before: Duration,
 }
 
 impl<'a> Scene<'a> {
@@ -175,12 +185,14 @@ impl<'a> Scene<'a> {
             dead: BTreeSet::new(),
             slow: Vec::new(),
             wan_before: start.wan_bytes(),
+            cpu_before: Duration::ZERO,
         })
     }
 
     /// Tells all agents to fetch the file, and lets `strike` do what it likes meanwhile.
     pub(crate) fn play(mut self, strike: impl FnOnce(&mut Self) -> Result<()>) -> Result<Outcome> {
         self.wan_before = self.start.wan_bytes();
+        self.cpu_before = self.cpu()?;
         let url = self.start.url();
         let indexed = self.agents.iter().enumerate();
         let begin = |(index, agent)| agents::start_get(agent, &url, &self.start.target(index));
@@ -200,9 +212,19 @@ impl<'a> Scene<'a> {
         self.outcome(ended)
     }
 
-    fn outcome(self, ended: Vec<Finished>) -> Result<Outcome> {
+    /// What all agents that run have used.
+    fn cpu(&mut self) -> Result<Duration> {
+        let living = self.agents.iter_mut().enumerate();
+        let living = living.filter(|(index, _)| !self.dead.contains(index));
+        living
+            .map(|(_, agent)| Ok(agent.process().measured()?.cpu()))
+            .sum()
+    }
+
+    fn outcome(mut self, ended: Vec<Finished>) -> Result<Outcome> {
         let mut outcome = Outcome {
             wan_bytes: self.start.wan_bytes() - self.wan_before,
+            cpu: self.cpu()?.saturating_sub(self.cpu_before),
             seconds: Vec::new(),
             from_origin: 0,
         };
@@ -266,6 +288,8 @@ impl<'a> Scene<'a> {
 /// What came of a common start.
 pub(crate) struct Outcome {
     pub(crate) wan_bytes: u64,
+    /// Of all agents that were not killed.
+    cpu: Duration,
     /// Of each machine that was not killed.
     pub(crate) seconds: Vec<f64>,
     pub(crate) from_origin: u64,
@@ -309,6 +333,12 @@ impl Outcome {
             "time of the last machine / curl alone",
             "<= 1.10",
             &format!("{:.3} ({last:.2} s)", last / alone),
+        );
+        let cpu = self.cpu.as_secs_f64();
+        print_goal(
+            "CPU of the agents, all machines",
+            "-",
+            &format!("{cpu:.2} s, {:.0} % of one core", 100.0 * cpu / last),
         );
     }
 }

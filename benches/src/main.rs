@@ -69,6 +69,9 @@ pub(crate) struct Extent {
     /// Before each run, waits up to so many seconds for others to leave the machine alone.
     #[arg(long, default_value_t = 0)]
     wait_for_quiet: u64,
+    /// The common start with so many machines alone.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(2..=64))]
+    machines: Option<u64>,
 }
 
 impl Extent {

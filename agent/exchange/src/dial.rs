@@ -26,23 +26,24 @@ const SERVER_NAME: &str = "branchline";
 /// QUIC transport errors 0x100 to 0x1ff are TLS alerts (RFC 9000, section 20.1).
 const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 
-pub(crate) fn client_config(
+fn client_config(
     crypto: Arc<QuicClientConfig>,
     options: &ExchangeOptions,
+    address: SocketAddr,
 ) -> quinn::ClientConfig {
     let mut config = quinn::ClientConfig::new(crypto);
     // The side that accepted never opens a stream: requesters are those that dial.
-    config.transport_config(transport::transport(options, 0));
+    config.transport_config(transport::transport_to(address, options, 0));
     config
 }
 
 /// Tries the addresses one shortly after the other; the first that answers as `peer` wins.
 pub(crate) async fn dial(
     endpoint: &Endpoint,
-    config: quinn::ClientConfig,
+    crypto: Arc<QuicClientConfig>,
     peer: PeerId,
     addresses: Vec<SocketAddr>,
-    timeout: Duration,
+    options: &ExchangeOptions,
 ) -> Result<Connection, DialError> {
     let Some(first) = addresses.first().copied() else {
         return Err(DialError::NoAddress { peer });
@@ -50,7 +51,8 @@ pub(crate) async fn dial(
     let tried = addresses.len().min(MAX_ADDRESSES);
     let mut attempts = JoinSet::new();
     for (address, number) in addresses.into_iter().take(MAX_ADDRESSES).zip(0u32..) {
-        let (endpoint, config) = (endpoint.clone(), config.clone());
+        let endpoint = endpoint.clone();
+        let config = client_config(Arc::clone(&crypto), options, address);
         attempts.spawn(async move {
             tokio::time::sleep(STAGGER * number).await;
             (address, connect(&endpoint, config, address).await)
@@ -73,6 +75,7 @@ pub(crate) async fn dial(
         }
         Err(last)
     };
+    let timeout = options.dial_timeout;
     match tokio::time::timeout(timeout, any).await {
         Ok(result) => result,
         Err(_) => Err(silent(&format!("no answer within {timeout:?}"))),

@@ -90,13 +90,14 @@ impl Exchange {
             .enable_all()
             .build()
             .map_err(ExchangeError::Thread)?;
-        let (endpoint, socket) = open_endpoint(&runtime, accepting, socket)?;
+        let (endpoint, socket) = open_endpoint(&runtime, accepting.clone(), socket)?;
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let hub = HubHandle::new(commands);
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let speak_up_after = options.steward_idle_timeout / 3;
-        let work = Hub::new(endpoint, identity, options, Arc::clone(&server), receiver);
+        let serving = Arc::clone(&server);
+        let work = Hub::new(endpoint, identity, options, accepting, serving, receiver);
         let thread = std::thread::Builder::new()
             .name("bl-exchange".to_owned())
             .spawn(move || {
@@ -219,16 +220,14 @@ async fn wait(ended: oneshot::Receiver<()>) -> bool {
     in_time
 }
 
-fn server_config(
+/// But for the transport, which depends on the address ([`Hub`]).
+pub(crate) fn server_config(
     options: &ExchangeOptions,
     identity: &Identity,
 ) -> Result<quinn::ServerConfig, ExchangeError> {
     let crypto = tls::server_crypto(identity)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    let streams = transport::MAX_STREAMS_PER_CONNECTION;
-    config
-        .transport_config(transport::transport(options, streams))
-        .max_incoming(options.max_connections);
+    config.max_incoming(options.max_connections);
     Ok(config)
 }
 

@@ -10,15 +10,16 @@ use std::time::Duration;
 use branchline_core::PeerId;
 use branchline_core::wire::CloseCode;
 use branchline_discovery::Identity;
-use quinn::{Connection, Endpoint, VarInt};
+use quinn::{Connection, Endpoint, ServerConfig, VarInt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id as TaskId, JoinError as TaskError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::dial;
 use crate::error::{DialError, PeerFailure};
 use crate::options::ExchangeOptions;
 use crate::serve::{self, Server};
-use crate::tls;
+use crate::{tls, transport};
 
 /// Tasks of sessions and downloads at one time: far above what the engine starts; beyond, a task
 /// is dropped, which tells its caller: a question's answer is [`PeerFailure::Stopped`], and a
@@ -29,6 +30,10 @@ const MAX_TASKS: usize = 4096;
 /// congestion window is full and takes no acknowledgements once a connection is closed: what is in
 /// flight has to arrive first. A LAN's round trip and the 25 ms that acknowledgements may be delayed.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// A link stays so long after somebody asked for it, twice that at most: who was asked for a manifest is joined a moment later,
+/// and each handshake costs both sides milliseconds of a core.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// How long peers have to hear the goodbye.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
@@ -45,7 +50,7 @@ pub(crate) enum Command {
     Run(Task),
 }
 
-/// A connection this agent dialled. When the last session on it ends, it is closed.
+/// A connection this agent dialled. When the last session on it has ended and it has lingered, it is closed.
 pub(crate) struct Link {
     pub(crate) peer: PeerId,
     pub(crate) connection: Connection,
@@ -133,9 +138,13 @@ pub(crate) struct Hub {
     endpoint: Endpoint,
     identity: Identity,
     options: ExchangeOptions,
+    /// How connections are accepted, but for what depends on the address.
+    accepting: ServerConfig,
     server: Arc<Server>,
     commands: mpsc::Receiver<Command>,
     links: BTreeMap<PeerId, LinkState>,
+    /// Links that were asked for lately, and until when they stay.
+    lingering: BTreeMap<PeerId, (Instant, Arc<Link>)>,
     dials: JoinSet<(PeerId, Result<Connection, DialError>)>,
     tasks: JoinSet<()>,
     serving: JoinSet<()>,
@@ -146,6 +155,7 @@ impl Hub {
         endpoint: Endpoint,
         identity: Identity,
         options: ExchangeOptions,
+        accepting: ServerConfig,
         server: Arc<Server>,
         commands: mpsc::Receiver<Command>,
     ) -> Self {
@@ -155,9 +165,11 @@ impl Hub {
             endpoint,
             identity,
             options,
+            accepting,
             server,
             commands,
             links,
+            lingering: BTreeMap::new(),
             dials,
             tasks,
             serving,
@@ -165,6 +177,8 @@ impl Hub {
     }
 
     pub(crate) async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+        let mut look = tokio::time::interval(LINGER);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = &mut stopped => break,
@@ -173,6 +187,9 @@ impl Hub {
                 Some(dialled) = self.dials.join_next() => self.handle_dialled(dialled),
                 Some(ended) = self.tasks.join_next() => note_end(ended),
                 Some(ended) = self.serving.join_next() => note_end(ended),
+                now = look.tick(), if !self.lingering.is_empty() => {
+                    self.lingering.retain(|_, (until, _)| now < *until);
+                }
             }
         }
         self.say_goodbye().await;
@@ -205,6 +222,7 @@ impl Hub {
                     .upgrade()
                     .filter(|l| l.connection.close_reason().is_none())
                 {
+                    linger(&mut self.lingering, &link);
                     let _nobody_waits = reply.send(Ok(link));
                     return;
                 }
@@ -229,12 +247,11 @@ impl Hub {
             peer,
             reason: error.to_string(),
         })?;
-        let config = dial::client_config(crypto, &self.options);
-        let (endpoint, timeout) = (self.endpoint.clone(), self.options.dial_timeout);
+        let (endpoint, options) = (self.endpoint.clone(), self.options.clone());
         let task = self.dials.spawn(async move {
             (
                 peer,
-                dial::dial(&endpoint, config, peer, addresses, timeout).await,
+                dial::dial(&endpoint, crypto, peer, addresses, &options).await,
             )
         });
         Ok(task.id())
@@ -276,6 +293,7 @@ impl Hub {
         });
         if let Ok(link) = &result {
             self.links.insert(peer, LinkState::Up(Arc::downgrade(link)));
+            linger(&mut self.lingering, link);
         }
         for reply in waiting {
             let _nobody_waits = reply.send(result.clone());
@@ -286,8 +304,18 @@ impl Hub {
         if self.serving.len() >= self.options.max_connections {
             return incoming.refuse();
         }
-        self.serving
-            .spawn(serve::serve_connection(Arc::clone(&self.server), incoming));
+        let address = incoming.remote_address();
+        let mut accepting = self.accepting.clone();
+        let streams = transport::MAX_STREAMS_PER_CONNECTION;
+        accepting.transport_config(transport::transport_to(address, &self.options, streams));
+        match incoming.accept_with(Arc::new(accepting)) {
+            Ok(connecting) => {
+                let server = Arc::clone(&self.server);
+                self.serving
+                    .spawn(serve::serve_connection(server, connecting));
+            }
+            Err(error) => tracing::debug!(%address, %error, "no handshake with a peer"),
+        }
     }
 
     async fn say_goodbye(mut self) {
@@ -308,6 +336,10 @@ impl Hub {
     }
 }
 
+fn linger(lingering: &mut BTreeMap<PeerId, (Instant, Arc<Link>)>, link: &Arc<Link>) {
+    lingering.insert(link.peer, (Instant::now() + LINGER, Arc::clone(link)));
+}
+
 fn note_end(ended: Result<(), TaskError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "a task of the exchange broke");
@@ -321,6 +353,7 @@ mod tests {
     use branchline_hashing::{ContentKey, SwarmId};
 
     use super::*;
+    use crate::exchange::server_config;
     use crate::source::{ContentSource, ServedContent};
 
     struct Nothing;
@@ -338,13 +371,16 @@ mod tests {
     fn hub() -> Hub {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let identity = Identity::load_or_create(&folder.path().join("identity"));
+        let identity = identity.expect("an identity");
         let options = ExchangeOptions::default();
+        let accepting = server_config(&options, &identity).expect("TLS");
         let server = Server::start(&options, Arc::new(Nothing), None).expect("threads");
         let endpoint = Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         Hub::new(
             endpoint.expect("a socket"),
-            identity.expect("an identity"),
+            identity,
             options,
+            accepting,
             Arc::new(server),
             mpsc::channel(1).1,
         )

@@ -138,9 +138,9 @@ impl Server {
 }
 
 /// One connection, from its handshake to its end.
-pub(crate) async fn serve_connection(server: Arc<Server>, incoming: quinn::Incoming) {
-    let address = incoming.remote_address();
-    let connection = match tokio::time::timeout(HANDSHAKE_DEADLINE, incoming).await {
+pub(crate) async fn serve_connection(server: Arc<Server>, connecting: quinn::Connecting) {
+    let address = connecting.remote_address();
+    let connection = match tokio::time::timeout(HANDSHAKE_DEADLINE, connecting).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return tracing::debug!(%address, %error, "no handshake with a peer"),
         Err(_) => return tracing::debug!(%address, "a peer's handshake took too long"),

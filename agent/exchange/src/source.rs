@@ -1,7 +1,9 @@
 //! What an exchange serves, as its owner implements it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use branchline_core::planner::TELL_EVERY;
 use branchline_core::repair::Claim;
 use branchline_core::wire::Standing;
 use branchline_core::{SegmentRange, SegmentSet};
@@ -37,6 +39,12 @@ pub trait ServedContent: Send + Sync + 'static {
     /// thread: must not block.
     fn changes(&self) -> Option<watch::Receiver<u64>> {
         None
+    }
+
+    /// The least time between two words of what [`Self::have`] has grown by, as it is now. Called on the
+    /// exchange's own thread: must not block.
+    fn tell_every(&self) -> Duration {
+        TELL_EVERY
     }
 
     /// The manifest as published, head and body; `None` where the content came without one.

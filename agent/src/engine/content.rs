@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use branchline_core::SegmentSet;
+use branchline_core::planner::TELL_EVERY;
 use branchline_hashing::{ContentKey, Manifest, SegmentIndex, VerifiedSegment};
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -88,6 +90,8 @@ pub(crate) struct Done {
     segments: RwLock<SegmentSet>,
     /// Counts segments that come; none when no more will.
     growth: RwLock<Option<watch::Sender<u64>>>,
+    /// The least time between two words of it, in milliseconds.
+    tell_every: AtomicU32,
 }
 
 impl Done {
@@ -95,6 +99,7 @@ impl Done {
         Self {
             segments: RwLock::new(segments),
             growth: RwLock::new(Some(watch::Sender::new(0))),
+            tell_every: AtomicU32::new(milliseconds(TELL_EVERY)),
         }
     }
 
@@ -135,6 +140,16 @@ impl Done {
         growth.as_ref().map(watch::Sender::subscribe)
     }
 
+    /// How often those who watch are told of what comes.
+    pub(crate) fn tell_every(&self) -> Duration {
+        Duration::from_millis(self.tell_every.load(Ordering::Relaxed).into())
+    }
+
+    pub(crate) fn set_tell_every(&self, every: Duration) {
+        self.tell_every
+            .store(milliseconds(every), Ordering::Relaxed);
+    }
+
     /// No more will come: whoever watches is told.
     pub(crate) fn end_growth(&self) {
         let mut growth = self.growth.write().unwrap_or_else(PoisonError::into_inner);
@@ -144,4 +159,8 @@ impl Done {
     fn read(&self) -> std::sync::RwLockReadGuard<'_, SegmentSet> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn milliseconds(every: Duration) -> u32 {
+    u32::try_from(every.as_millis()).unwrap_or(u32::MAX)
 }

@@ -297,6 +297,9 @@ impl<'a> Search<'a> {
                 retain_members(&mut answer, &self.shared.membership());
                 self.plan.handle_answer(now(), steward, &answer);
             }
+            StewardWord::Reached { steward } => {
+                self.plan.handle_steward_reached(now(), steward);
+            }
             StewardWord::Lost { steward } => self.plan.handle_steward_lost(now(), steward),
         }
     }

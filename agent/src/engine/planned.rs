@@ -87,6 +87,14 @@ impl Filling<'_> {
         }
     }
 
+    /// How often those who watch are told of what is there.
+    fn set_tell_every(&self, every: Duration) {
+        match self {
+            Self::Described(content) => content.done.set_tell_every(every),
+            Self::Provisional(content) => content.done.set_tell_every(every),
+        }
+    }
+
     /// A segment is written; whether it was not there before.
     fn mark(&self, source: Source, index: SegmentIndex, hash: SegmentHash) -> bool {
         match self {
@@ -289,6 +297,7 @@ impl Running<'_> {
                 }
             }
         }
+        self.plan.filling.set_tell_every(self.planner.tell_every());
     }
 
     fn fetch(&mut self, run: SegmentRange) {
@@ -361,6 +370,9 @@ impl Running<'_> {
             } => {
                 retain_members(&mut answer, &self.plan.shared.membership());
                 self.planner.handle_answer(now(), steward, &answer);
+            }
+            StewardWord::Reached { steward } => {
+                self.planner.handle_steward_reached(now(), steward);
             }
             StewardWord::Lost { steward } => self.planner.handle_steward_lost(now(), steward),
         }

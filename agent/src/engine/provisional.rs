@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use branchline_core::planner::Source;
 use branchline_core::repair::{Claim, Held, Provenance};
@@ -150,6 +151,10 @@ impl ServedContent for ProvisionalContent {
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {
         self.done.growth()
+    }
+
+    fn tell_every(&self) -> Duration {
+        self.done.tell_every()
     }
 
     fn manifest(&self) -> Option<Bytes> {

@@ -231,6 +231,10 @@ impl ServedContent for LocalContent {
         self.done.growth()
     }
 
+    fn tell_every(&self) -> Duration {
+        self.done.tell_every()
+    }
+
     fn manifest(&self) -> Option<Bytes> {
         Some(self.encoded_manifest())
     }

@@ -23,6 +23,8 @@ const REPORT_QUEUE: usize = 16;
 /// What came of a stream.
 #[derive(Debug)]
 pub(crate) enum StewardWord {
+    /// The stream is open.
+    Reached { steward: PeerId },
     /// The steward has answered.
     Answered { steward: PeerId, answer: Answer },
     /// The stream has ended, or could not be opened.
@@ -122,7 +124,9 @@ impl Stewards {
 
     /// The word, unless it is of a stream that was left.
     fn current(&mut self, (number, word): (u64, StewardWord)) -> Option<StewardWord> {
-        let (StewardWord::Answered { steward, .. } | StewardWord::Lost { steward }) = &word;
+        let (StewardWord::Reached { steward }
+        | StewardWord::Answered { steward, .. }
+        | StewardWord::Lost { steward }) = &word;
         let steward = *steward;
         let current = self.streams.get(&steward);
         if current.is_none_or(|stream| stream.number != number) {
@@ -143,6 +147,12 @@ struct Voice {
 }
 
 impl Voice {
+    async fn reached(&self) {
+        let steward = self.steward;
+        let word = StewardWord::Reached { steward };
+        let _ = self.words.send((self.number, word)).await;
+    }
+
     async fn answered(&self, answer: Answer) {
         let steward = self.steward;
         let word = StewardWord::Answered { steward, answer };
@@ -205,6 +215,7 @@ async fn at_another(
         Ok(link) => link,
         Err(error) => return voice.lost(error).await,
     };
+    voice.reached().await;
     loop {
         tokio::select! {
             report = reports.recv() => {

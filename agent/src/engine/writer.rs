@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::time::{Duration, Instant};
 
 use branchline_core::planner::{Arrival, Source};
 use branchline_hashing::{
@@ -33,6 +34,10 @@ const QUEUE_BATCHES: usize = 16;
 /// Written between two beginnings of write-back. Left to the end, a gigabyte of it takes most of a
 /// second in which nothing else happens.
 const WRITE_BACK_BYTES: u64 = 64 << 20;
+
+/// Of what comes slowly the disk is given less at a time, for many machines may share one: sixteen on this one had 2 s
+/// to wait at the end of 64 MiB each. Each beginning costs the disk some milliseconds.
+const WRITE_BACK_SLOWLY: (Duration, u64) = (Duration::from_secs(2), 2 << 20);
 
 /// What became of it.
 #[derive(Debug)]
@@ -100,6 +105,7 @@ struct WriteBack {
     /// Of a thread that syncs; none where the system gave none.
     wake: Option<std::sync::mpsc::SyncSender<()>>,
     bytes: u64,
+    begun: Instant,
 }
 
 impl WriteBack {
@@ -112,7 +118,12 @@ impl WriteBack {
                 .spawn(sync)
         });
         let wake = thread.is_ok().then_some(wake);
-        Self { wake, bytes: 0 }
+        let begun = Instant::now();
+        Self {
+            wake,
+            bytes: 0,
+            begun,
+        }
     }
 
     fn count(&mut self, settled: &[Outcome]) {
@@ -121,8 +132,11 @@ impl WriteBack {
                 self.bytes += u64::from(*length);
             }
         }
-        if self.bytes >= WRITE_BACK_BYTES {
+        let (after, least) = WRITE_BACK_SLOWLY;
+        let slowly = self.bytes >= least && self.begun.elapsed() >= after;
+        if self.bytes >= WRITE_BACK_BYTES || slowly {
             self.bytes = 0;
+            self.begun = Instant::now();
             // One that is still at it will see what came meanwhile.
             let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
         }

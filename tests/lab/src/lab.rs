@@ -58,6 +58,10 @@ impl Default for LabOptions {
     }
 }
 
+/// What servers do unless told otherwise, whatever this machine does. Best effort: some kernels let nobody choose.
+const CONGESTION_CONTROL: &str =
+    "echo cubic 2> /dev/null > /proc/sys/net/ipv4/tcp_congestion_control || true\n";
+
 /// A running lab. Dropping it kills every process in it and removes everything.
 pub struct Lab {
     wan: Option<Wan>,
@@ -85,7 +89,7 @@ impl Lab {
             "origin",
             ORIGIN_ADDRESS,
             None,
-            &base_script(&namespaces),
+            &(base_script(&namespaces) + CONGESTION_CONTROL),
         )?;
         let gateway = make_gateway(&namespaces, options.lan_mtu)?;
         let members = (0..options.members)

@@ -94,6 +94,8 @@ pub(crate) struct Serving {
     /// What the watchers have not been told.
     pub(crate) untold: SegmentSet,
     pub(crate) push_is_due: bool,
+    /// When they were told last.
+    pub(crate) told_at: Option<Duration>,
 }
 
 /// The steward's side.
@@ -157,6 +159,7 @@ impl Member {
                 watchers: BTreeSet::new(),
                 untold: SegmentSet::empty(segments),
                 push_is_due: false,
+                told_at: None,
             },
             stewarding: Stewarding {
                 steward: Steward::new(seed),

@@ -3,19 +3,17 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use branchline_core::planner::TELL_EVERY;
 use branchline_core::{SegmentRange, SegmentSet};
 use branchline_hashing::SegmentIndex;
 
-use crate::member::MemberId;
+use crate::member::{MemberId, Phase};
 use crate::message::Message;
 use crate::uploads::StreamKey;
 use crate::world::{Event, World};
 
 /// The proof of a join, and the look-up of what is there.
 const JOIN_TIME: Duration = Duration::from_micros(500);
-
-/// What is new is told to watchers together, so long after the first of it.
-const PUSH_EVERY: Duration = Duration::from_millis(60);
 
 /// What a requester that is turned away is told to wait (`ExchangeOptions::busy_retry_after`).
 const BUSY_RETRY: Duration = Duration::from_millis(500);
@@ -113,18 +111,40 @@ impl World {
         let serving = &mut self.member(id).serving;
         serving.untold.insert(index);
         if !std::mem::replace(&mut serving.push_is_due, true) {
-            self.clock.after(PUSH_EVERY, Event::Push(id));
+            self.schedule_push(id);
         }
     }
 
-    /// Tells the watchers what is new. When all is told they watch no longer.
+    /// As the exchange does: when the member's planner lets it, which is looked at again each [`TELL_EVERY`].
+    fn schedule_push(&mut self, id: MemberId) {
+        let at = self.push_due_at(id);
+        let at = at.min(self.clock.now() + TELL_EVERY);
+        self.clock.at(at, Event::Push(id));
+    }
+
+    fn push_due_at(&mut self, id: MemberId) -> Duration {
+        let member = self.member(id);
+        let every = match &member.phase {
+            Phase::Segments(planner) => planner.tell_every(),
+            Phase::Idle | Phase::Asking | Phase::Manifest(_) => TELL_EVERY,
+        };
+        let told_at = member.serving.told_at;
+        told_at.map_or(Duration::ZERO, |told_at| told_at + every)
+    }
+
+    /// Tells the watchers what is new, when it is time. When all is told they watch no longer.
     pub(crate) fn push(&mut self, id: MemberId) {
         let empty = SegmentSet::empty(self.scenario.segments);
+        if self.push_due_at(id) > self.clock.now() {
+            return self.schedule_push(id);
+        }
+        let now = self.clock.now();
         let member = self.member(id);
         member.serving.push_is_due = false;
         if !member.lives() {
             return;
         }
+        member.serving.told_at = Some(now);
         let untold = std::mem::replace(&mut member.serving.untold, empty);
         let all_is_there = member.verified.is_full();
         let watchers = if all_is_there {

@@ -20,6 +20,9 @@ impl World {
         asking.enlisted_at.insert(to, stream);
         let wait = self.connect(id, to);
         if self.lives(to) {
+            let from = id;
+            let event = Event::StewardReached { from, to, stream };
+            self.clock.after(wait, event);
             let enlist = Box::new(enlist);
             self.send_after(wait, id, to, Message::Enlist { stream, enlist });
         } else {
@@ -41,6 +44,21 @@ impl World {
         let to = Self::id_of(steward);
         if let Some(stream) = self.member(id).asking.enlisted_at.remove(&to) {
             self.send(id, to, Message::Leave { stream });
+        }
+    }
+
+    pub(crate) fn steward_reached(&mut self, id: MemberId, steward: MemberId, stream: u32) {
+        if self.members[id.0 as usize].asking.enlisted_at.get(&steward) == Some(&stream) {
+            let steward = self.peer_of(steward);
+            match self.member(id).phase {
+                Phase::Idle | Phase::Asking => {}
+                Phase::Manifest(_) => self.with_manifest_plan(id, |plan, now| {
+                    plan.handle_steward_reached(now, steward);
+                }),
+                Phase::Segments(_) => self.with_planner(id, |planner, now| {
+                    planner.handle_steward_reached(now, steward);
+                }),
+            }
         }
     }
 

@@ -76,6 +76,12 @@ pub(crate) enum Event {
         to: MemberId,
         stream: u32,
     },
+    /// A stream to a steward is open.
+    StewardReached {
+        from: MemberId,
+        to: MemberId,
+        stream: u32,
+    },
     /// A member dies without a word.
     Die(MemberId),
     /// The connections to a dead member have timed out.
@@ -245,6 +251,7 @@ impl World {
             Event::StewardUnreachable { from, to, stream } => {
                 self.steward_unreachable(from, to, stream);
             }
+            Event::StewardReached { from, to, stream } => self.steward_reached(from, to, stream),
             Event::Die(id) => self.die(id),
             Event::Missed(id) => self.missed(id),
             Event::Membership => self.membership_changes(),

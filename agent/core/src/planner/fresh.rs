@@ -104,7 +104,7 @@ impl Planner {
         }
     }
 
-    fn swarm_is_small(&self) -> bool {
+    pub(super) fn swarm_is_small(&self) -> bool {
         let size = self.neighbours.as_ref().map(Neighbours::swarm_size);
         size.is_some_and(|size| size <= SMALL_SWARM)
     }

@@ -27,6 +27,7 @@ mod patience;
 mod peer;
 mod peers;
 mod setup;
+mod telling;
 mod words;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -49,9 +50,10 @@ use peers::Peers;
 
 pub use action::{Action, Arrival, JoinFailure, OriginAccess, RunFailure, Source, Waiting};
 pub use neighbours::MAX_NEIGHBOURS;
-pub(crate) use patience::{answer_patience, wait_for_others};
+pub(crate) use patience::{answer_patience, steward_goes_first, wait_for_others};
 pub use peers::DropReason;
 pub use setup::{OriginPace, Setup, Sharing};
+pub use telling::TELL_EVERY;
 
 /// How long the start waits for peers that were asked and have not answered: the origin would
 /// need about a WAN round trip and a TLS handshake (40 ms x 3 in the lab) before its first byte, and
@@ -69,12 +71,20 @@ pub const FIRST_ANSWER: Duration = Duration::from_millis(500);
 /// After so many stalls in one transfer a peer is not asked again.
 pub const STALLS_ALLOWED: u32 = 2;
 
+/// What is waited for at the beginning, and how long.
+struct StartWaits {
+    answer: Duration,
+    steward_goes_first: Duration,
+}
+
 /// Plans one transfer. See the module's text.
 #[derive(Debug)]
 pub struct Planner {
     me: Option<PeerId>,
     lengths: Arc<[u32]>,
     bytes: u64,
+    /// The time that the origin alone is expected to need for the whole.
+    origin_needs: Duration,
     blocks: Blocks,
     /// Verified and written.
     done: SegmentSet,
@@ -99,6 +109,8 @@ pub struct Planner {
     lacks: Vec<u32>,
     returned: Vec<BlockRange>,
     news: News,
+    /// Until when members are not asked to join unless a steward has answered.
+    steward_goes_first_until: Option<Instant>,
     /// Until when the origin waits for members that were asked to join.
     grace_until: Option<Instant>,
     /// The last time that was told.
@@ -131,7 +143,10 @@ impl Planner {
             first_answer: FIRST_ANSWER.min(patience.wait()) + sending,
             stall: PEER_STALL + sending,
         };
-        let answer_patience = answer_patience(pace, bytes);
+        let waits = StartWaits {
+            answer: answer_patience(pace, bytes),
+            steward_goes_first: steward_goes_first(pace, bytes),
+        };
         let held = blocks.held_of(&done);
         let open = Open::new(blocks, done.complement());
         let lacks = open.of_blocks().to_vec();
@@ -139,6 +154,7 @@ impl Planner {
             me: sharing.as_ref().map(|sharing| sharing.me),
             lengths,
             bytes,
+            origin_needs: pace.time_for(bytes),
             blocks,
             peers: Peers::new(blocks, silence),
             fresh: Fresh::new(done.size()),
@@ -157,19 +173,20 @@ impl Planner {
             lacks,
             returned: Vec::new(),
             news: News::default(),
+            steward_goes_first_until: None,
             grace_until: None,
             now,
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
             actions: VecDeque::new(),
         };
         if let Some(sharing) = sharing {
-            planner.share(now, sharing, answer_patience);
+            planner.share(now, sharing, waits);
         }
         planner.plan(now);
         planner
     }
 
-    fn share(&mut self, now: Instant, sharing: Sharing, answer_patience: Duration) {
+    fn share(&mut self, now: Instant, sharing: Sharing, waits: StartWaits) {
         let Sharing {
             me,
             swarm,
@@ -177,9 +194,10 @@ impl Planner {
             enrolment,
         } = sharing;
         let enrolment =
-            enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, answer_patience));
+            enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, waits.answer));
         // Members that were silent while the manifest was sought are not waited for once more.
-        self.grace_until = Some(enrolment.began() + JOIN_GRACE.min(answer_patience));
+        self.grace_until = Some(enrolment.began() + JOIN_GRACE.min(waits.answer));
+        self.steward_goes_first_until = Some(enrolment.began() + waits.steward_goes_first);
         self.enrolment = Some(enrolment);
         self.neighbours = Some(Neighbours::new(&members, me, &mut self.rng));
         // The steward knows nothing of what this member would fetch.
@@ -234,6 +252,11 @@ impl Planner {
         };
         let news = self.current_news();
         [
+            later(
+                self.steward_goes_first_until
+                    .filter(|_| self.steward_goes_first()),
+                "the steward to answer before others are asked",
+            ),
             later(
                 self.grace_until.filter(|_| self.awaits_first()),
                 "peers to answer",
@@ -515,6 +538,9 @@ impl Planner {
     }
 
     fn plan_neighbours(&mut self, now: Instant) {
+        if self.steward_goes_first() {
+            return;
+        }
         let alone = self.is_alone();
         let Some(neighbours) = &mut self.neighbours else {
             return;
@@ -535,6 +561,16 @@ impl Planner {
     /// No steward says what this member may fetch.
     fn is_alone(&self) -> bool {
         self.enrolment.as_ref().is_none_or(Enrolment::is_alone)
+    }
+
+    /// Whether the others are left alone until the steward has answered.
+    fn steward_goes_first(&self) -> bool {
+        let waits = self.steward_goes_first_until;
+        waits.is_some_and(|until| self.now < until)
+            && self
+                .enrolment
+                .as_ref()
+                .is_some_and(Enrolment::awaits_first_answer)
     }
 
     fn awaits_first(&self) -> bool {

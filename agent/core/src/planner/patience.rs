@@ -20,7 +20,10 @@ const WAIT: std::ops::RangeInclusive<Duration> =
 
 /// The bounds of the wait for a steward's first answer: for a small file it is to be unnoticeable.
 const ANSWER: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(50)..=Duration::from_millis(900);
+    Duration::from_millis(50)..=Duration::from_millis(1200);
+
+/// See [`steward_goes_first`]: a busy machine's answer.
+const STEWARD_GOES_FIRST: Duration = Duration::from_millis(150);
 
 /// The runs that a steward lets be fetched at once, which share the line.
 const RUNS_AT_ONCE: u64 = 8;
@@ -80,6 +83,17 @@ impl Patience {
 /// The wait for a steward's first answer, over all that are tried.
 pub(crate) fn answer_patience(pace: OriginPace, bytes: u64) -> Duration {
     (pace.time_for(bytes) / SHARE).clamp(*ANSWER.start(), *ANSWER.end())
+}
+
+/// How long the others are not asked for anything, unless the steward answers before: who asks all at one moment has all busy
+/// with handshakes, the steward with them. A file so small that the wait for a steward is the least has no time for that.
+pub(crate) fn steward_goes_first(pace: OriginPace, bytes: u64) -> Duration {
+    let patience = answer_patience(pace, bytes);
+    if patience == *ANSWER.start() {
+        Duration::ZERO
+    } else {
+        (patience / 2).min(STEWARD_GOES_FIRST)
+    }
 }
 
 /// How long others may bring nothing: a share of what the origin would need for `bytes`, after its

@@ -3,6 +3,7 @@
 mod branch;
 mod hostile;
 mod spreading;
+mod telling;
 
 use super::*;
 use crate::swarm::{Answer, Grant, SwarmPeer};

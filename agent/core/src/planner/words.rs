@@ -30,6 +30,14 @@ impl Planner {
         self.plan(now);
     }
 
+    /// The stream to the steward is open: it lives, and may be busy.
+    pub fn handle_steward_reached(&mut self, now: Instant, steward: PeerId) {
+        if let Some(enrolment) = &mut self.enrolment {
+            enrolment.handle_reached(steward);
+        }
+        self.plan(now);
+    }
+
     /// The stream to the steward has ended or could not be opened.
     pub fn handle_steward_lost(&mut self, now: Instant, steward: PeerId) {
         if let Some(enrolment) = &mut self.enrolment {

@@ -17,6 +17,10 @@ use crate::{Deadline, PeerId};
 /// answer take a few milliseconds on a LAN, a busy machine some ten times that.
 pub const STEWARD_PATIENCE: Duration = Duration::from_millis(300);
 
+/// One that was reached lives and is busy, as it is when a hundred members come at one moment. It is given what the wait for
+/// all stewards has left over one more try, but no longer than this: two stewards lease the same.
+const BUSY_STEWARD_PATIENCE: Duration = Duration::from_millis(900);
+
 /// One that has answered before has so long: passing it over costs the branch more, for two stewards may
 /// lease the same.
 pub const STEWARD_SILENCE: Duration = Duration::from_secs(1);
@@ -58,8 +62,9 @@ pub struct Enrolment {
     /// When others were asked for the first time.
     began: Instant,
     phase: Phase,
-    /// For the first answer of each, and how many are tried.
+    /// For the first answer of each; of one that was reached; and how many are tried.
     patience: Duration,
+    busy_patience: Duration,
     tries_allowed: u32,
     tries: u32,
     failed: BTreeMap<PeerId, Instant>,
@@ -85,7 +90,12 @@ enum Phase {
     /// The caller is to enlist.
     ToEnlist { steward: PeerId },
     /// Enlisted, and not answered.
-    Asked { steward: PeerId, until: Instant },
+    Asked {
+        steward: PeerId,
+        until: Instant,
+        /// Whether its answer is all that is missing.
+        reached: bool,
+    },
     Enlisted {
         steward: PeerId,
         /// Since when a report has gone unanswered.
@@ -138,6 +148,9 @@ impl Enrolment {
                 again_at: None,
             },
             patience: patience.min(STEWARD_PATIENCE),
+            busy_patience: patience
+                .saturating_sub(STEWARD_PATIENCE)
+                .clamp(patience.min(STEWARD_PATIENCE), BUSY_STEWARD_PATIENCE),
             tries_allowed: u32::try_from(tries)
                 .unwrap_or(u32::MAX)
                 .clamp(1, STEWARDS_TRIED),
@@ -170,6 +183,11 @@ impl Enrolment {
         matches!(self.phase, Phase::Asked { .. } | Phase::ToEnlist { .. })
     }
 
+    /// Whether no steward has ever answered.
+    pub(crate) fn awaits_first_answer(&self) -> bool {
+        self.awaits_answer() && !self.was_served
+    }
+
     /// When the search for others began: it may have been for the manifest.
     pub(crate) fn began(&self) -> Instant {
         self.began
@@ -195,6 +213,22 @@ impl Enrolment {
             self.begin(now);
         } else {
             self.moves_at.get_or_insert(now + MOVES_AFTER);
+        }
+    }
+
+    /// The stream to a steward is open, and what is to be said is on its way.
+    pub(crate) fn handle_reached(&mut self, steward: PeerId) {
+        let first_try = self.tries == 0;
+        if let Phase::Asked {
+            steward: asked,
+            until,
+            reached: reached @ false,
+        } = &mut self.phase
+            && *asked == steward
+            && first_try
+        {
+            *reached = true;
+            *until += self.busy_patience - self.patience;
         }
     }
 
@@ -271,7 +305,17 @@ impl Enrolment {
                 self.tries = 0;
                 self.begin(now);
             }
-            Phase::Asked { steward, until } if until <= now => self.be_impatient(now, steward),
+            Phase::Asked {
+                steward,
+                until,
+                reached,
+            } if until <= now => {
+                if reached && self.busy_patience > self.patience {
+                    // It has had the time of all that may be tried but one.
+                    self.tries = self.tries.max(self.tries_allowed().saturating_sub(2));
+                }
+                self.be_impatient(now, steward);
+            }
             Phase::Enlisted {
                 steward,
                 unanswered: Some(since),
@@ -341,6 +385,7 @@ impl Enrolment {
         self.phase = Phase::Asked {
             steward,
             until: now + self.patience,
+            reached: false,
         };
         Some(steward)
     }

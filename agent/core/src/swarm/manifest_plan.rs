@@ -13,7 +13,9 @@ use branchline_hashing::SwarmId;
 use super::{
     Answer, BlockSet, Blocks, Enlist, Enrolment, Heard, ManifestLease, News, Report, Want,
 };
-use crate::planner::{JOIN_GRACE, MAX_NEIGHBOURS, OriginPace, answer_patience, wait_for_others};
+use crate::planner::{
+    JOIN_GRACE, MAX_NEIGHBOURS, OriginPace, answer_patience, steward_goes_first, wait_for_others,
+};
 use crate::{Deadline, PeerId};
 
 /// What is known when the head is.
@@ -77,8 +79,11 @@ pub struct ManifestPlan {
     enrolment: Enrolment,
     blocks: Blocks,
     me: PeerId,
-    /// The branch's members, where they are few.
+    /// The branch's members, where they are few; and whom of them to ask once it is time.
     members: BTreeSet<PeerId>,
+    to_ask: Vec<PeerId>,
+    /// Until when only the steward is asked, unless it has answered.
+    steward_goes_first_until: Instant,
     /// Whom was asked, and whether an answer is due.
     asked: BTreeMap<PeerId, Ask>,
     origin: Origin,
@@ -127,6 +132,8 @@ impl ManifestPlan {
             blocks,
             me,
             members: BTreeSet::new(),
+            to_ask: Vec::new(),
+            steward_goes_first_until: now + steward_goes_first(pace, content_bytes),
             asked: BTreeMap::new(),
             origin: if origin_open {
                 Origin::Open
@@ -142,7 +149,7 @@ impl ManifestPlan {
             actions: VecDeque::new(),
         };
         plan.ends_at = now + patience + plan.wait;
-        plan.ask_members(&members);
+        plan.learn_members(&members);
         plan.plan(now);
         plan
     }
@@ -161,6 +168,10 @@ impl ManifestPlan {
         };
         let open = self.origin == Origin::Open;
         [
+            later(
+                Some(self.steward_goes_first_until).filter(|_| self.steward_goes_first()),
+                "the steward to answer before others are asked",
+            ),
             later(
                 Some(self.grace_until).filter(|_| open && self.is_asking()),
                 "peers to answer",
@@ -183,6 +194,7 @@ impl ManifestPlan {
         self.origin == Origin::Closed
             && self.actions.is_empty()
             && !self.is_asking()
+            && self.to_ask.is_empty()
             && !self.enrolment.awaits_answer()
             && self.waits_until.is_none_or(|until| until <= self.now)
     }
@@ -190,7 +202,7 @@ impl ManifestPlan {
     /// The branch's live members by now.
     pub fn handle_members(&mut self, now: Instant, members: &BTreeSet<PeerId>) {
         self.enrolment.handle_members(now, members);
-        self.ask_members(members);
+        self.learn_members(members);
         self.plan(now);
     }
 
@@ -212,6 +224,12 @@ impl ManifestPlan {
         for named in answer.peers.iter().filter(|named| named.has_manifest) {
             self.ask(named.peer);
         }
+        self.plan(now);
+    }
+
+    /// The stream to the steward is open: it lives, and may be busy.
+    pub fn handle_steward_reached(&mut self, now: Instant, steward: PeerId) {
+        self.enrolment.handle_reached(steward);
         self.plan(now);
     }
 
@@ -249,13 +267,17 @@ impl ManifestPlan {
     }
 
     /// In a small branch all members are asked at once: one may have had it for long.
-    fn ask_members(&mut self, members: &BTreeSet<PeerId>) {
+    fn learn_members(&mut self, members: &BTreeSet<PeerId>) {
         if members.len() > MAX_NEIGHBOURS {
             return;
         }
         let new: Vec<PeerId> = members.difference(&self.members).copied().collect();
         self.members.clone_from(members);
-        new.into_iter().for_each(|peer| self.ask(peer));
+        self.to_ask.extend(new);
+    }
+
+    fn steward_goes_first(&self) -> bool {
+        self.now < self.steward_goes_first_until && self.enrolment.awaits_first_answer()
     }
 
     /// Who failed is asked again when a steward names it: it has the manifest by now.
@@ -272,6 +294,10 @@ impl ManifestPlan {
 
     fn plan(&mut self, now: Instant) {
         self.now = self.now.max(now);
+        if !self.steward_goes_first() {
+            let to_ask = std::mem::take(&mut self.to_ask);
+            to_ask.into_iter().for_each(|peer| self.ask(peer));
+        }
         self.plan_origin(now);
         for steward in self.enrolment.take_left() {
             self.actions

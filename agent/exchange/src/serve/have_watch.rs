@@ -1,15 +1,15 @@
 //! Telling watchers what a content has come to have.
 //!
-//! A content that is watched has one feed: a task that looks at most every [`HAVE_EVERY`], once for
+//! A content that is watched has one feed: a task that looks as often as the content says, once for
 //! all its watchers, and encodes what is new. A watcher that keeps up passes those bytes on and
 //! holds no set of its own; one that was too slow works out what it has missed. So a thousand watchers of
 //! 300,000 segments cost one look, one comparison and two sets of 37 KiB, and a small write each.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
 use branchline_core::SegmentSet;
+use branchline_core::planner::TELL_EVERY;
 use branchline_core::wire::{Have, ResponderMessage, WireMessage};
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -19,10 +19,6 @@ use tokio::time::Instant;
 use super::{ServeError, Stream};
 use crate::reader_pool::ReaderPool;
 use crate::source::ServedContent;
-
-/// Between two updates of a content. At 1 Gbit/s some 230 segments of 32 KiB come meanwhile; shorter, and
-/// with 24 neighbours each the packets cost more than the earlier word is worth.
-pub(super) const HAVE_EVERY: Duration = Duration::from_millis(60);
 
 /// What watchers were told last; `None` before the first look.
 type Telling = watch::Sender<Option<Arc<Told>>>;
@@ -130,7 +126,7 @@ impl Feed {
     /// Ends when nobody watches, or nothing can change any more.
     async fn run(mut self) {
         let mut last: Option<Arc<Told>> = None;
-        let mut quiet_until = Instant::now();
+        let mut told_at: Option<Instant> = None;
         loop {
             self.changes.mark_unchanged();
             let Some(news) = self.look(last.clone()).await else {
@@ -140,7 +136,7 @@ impl Feed {
                 let everything = told.have.is_full();
                 last = Some(Arc::clone(&told));
                 self.telling.send_replace(Some(told));
-                quiet_until = Instant::now() + HAVE_EVERY;
+                told_at = Some(Instant::now());
                 if everything {
                     return;
                 }
@@ -151,8 +147,23 @@ impl Feed {
             }
             tokio::select! {
                 () = self.telling.closed() => return,
-                () = tokio::time::sleep_until(quiet_until) => {}
+                () = self.quiet_since(told_at) => {}
             }
+        }
+    }
+
+    /// Waits until watchers may be told again. How often that is may change meanwhile.
+    async fn quiet_since(&self, told_at: Option<Instant>) {
+        let Some(told_at) = told_at else {
+            return;
+        };
+        loop {
+            let now = Instant::now();
+            let until = told_at + self.content.tell_every();
+            if until <= now {
+                return;
+            }
+            tokio::time::sleep_until(until.min(now + TELL_EVERY)).await;
         }
     }
 

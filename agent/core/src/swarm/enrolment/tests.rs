@@ -19,6 +19,44 @@ fn enlisted(now: Instant, patience: Duration) -> (Enrolment, PeerId) {
     (enrolment, steward)
 }
 
+/// When a member with so much patience asks stewards that never answer; the last is when it goes on alone.
+fn asks(patience: Duration, reached: bool) -> Vec<u64> {
+    let start = Instant::now();
+    let swarm = SwarmId::from_bytes([7; 32]);
+    let mut enrolment = Enrolment::new(start, peer(100), swarm, &members(1..10), patience);
+    let (mut now, mut asks) = (start, Vec::new());
+    let mut note = |now: Instant| {
+        let millis = (now - start).as_millis();
+        asks.push(u64::try_from(millis).expect("few"));
+    };
+    while !enrolment.is_alone() {
+        if let Some(steward) = enrolment.take_enlist(now) {
+            note(now);
+            if reached {
+                enrolment.handle_reached(steward);
+            }
+        }
+        let next = enrolment.next_deadline(now, News::default());
+        now = next.expect("a deadline").at;
+        enrolment.handle_timeout(now);
+    }
+    note(now);
+    asks
+}
+
+#[test]
+fn a_steward_that_was_reached_has_the_time_of_three_and_the_whole_wait_is_no_longer() {
+    let long = Duration::from_millis(1200);
+    assert_eq!(asks(long, false), [0, 300, 600, 900]);
+    assert_eq!(asks(long, true), [0, 900, 1200]);
+    // A small file has no time for that.
+    for patience in [50, 300] {
+        let short = Duration::from_millis(patience);
+        assert_eq!(asks(short, false), [0, patience]);
+        assert_eq!(asks(short, true), [0, patience]);
+    }
+}
+
 #[test]
 fn who_loses_its_steward_goes_to_the_next_however_small_its_file_is() {
     let now = Instant::now();

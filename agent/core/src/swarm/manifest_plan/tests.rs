@@ -54,11 +54,12 @@ fn without_company_the_origin_is_asked_at_once() {
 fn who_has_the_lease_fetches_when_those_asked_do_not_have_it() {
     let now = Instant::now();
     let mut plan = plan(now, [1, 2], 64 << 20);
-    let actions = drain(&mut plan);
-    assert!(actions.contains(&ManifestAction::AskPeer { peer: peer(2) }));
-    let steward = steward_of(&actions);
+    let steward = steward_of(&drain(&mut plan));
     plan.handle_answer(now, steward, &says(ManifestLease::Fetch));
-    assert_eq!(drain(&mut plan), []);
+    assert_eq!(
+        drain(&mut plan),
+        [ManifestAction::AskPeer { peer: peer(2) }]
+    );
     plan.handle_peer_failed(now, peer(2));
     assert_eq!(drain(&mut plan), [ManifestAction::FetchFromOrigin]);
 }
@@ -68,8 +69,12 @@ fn who_waits_asks_whom_the_steward_names_and_the_origin_after_the_wait() {
     let now = Instant::now();
     let mut plan = plan(now, [1, 2], 64 << 20);
     let steward = steward_of(&drain(&mut plan));
-    plan.handle_peer_failed(now, peer(2));
     plan.handle_answer(now, steward, &says(ManifestLease::Wait));
+    assert_eq!(
+        drain(&mut plan),
+        [ManifestAction::AskPeer { peer: peer(2) }]
+    );
+    plan.handle_peer_failed(now, peer(2));
     assert_eq!(drain(&mut plan), []);
     let named = SwarmPeer {
         peer: peer(2),
@@ -87,6 +92,24 @@ fn who_waits_asks_whom_the_steward_names_and_the_origin_after_the_wait() {
     assert_eq!(deadline.waiting_for, "others to bring the manifest");
     plan.handle_timeout(deadline.at);
     assert!(drain(&mut plan).contains(&ManifestAction::FetchFromOrigin));
+}
+
+#[test]
+fn the_steward_is_asked_first_and_the_others_a_moment_later_whether_it_answers_or_not() {
+    let asked = |actions: &[ManifestAction]| {
+        let asks = |a: &&ManifestAction| matches!(a, ManifestAction::AskPeer { .. });
+        actions.iter().filter(asks).count()
+    };
+    let start = Instant::now();
+    let mut large = plan(start, 1..=9, 64 << 20);
+    assert_eq!(asked(&drain(&mut large)), 0);
+    let deadline = large.next_deadline().expect("a deadline");
+    assert_eq!(deadline.at, start + Duration::from_millis(150));
+    large.handle_timeout(deadline.at);
+    assert_eq!(asked(&drain(&mut large)), 8);
+
+    let mut small = plan(start, 1..=9, 100_000);
+    assert_eq!(asked(&drain(&mut small)), 8);
 }
 
 #[test]

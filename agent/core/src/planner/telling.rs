@@ -1,0 +1,48 @@
+//! How often a member's neighbours are told what it has come to hold.
+//!
+//! Each word wakes up to 24 neighbours, each of them asks for what is new, and is sent it: the fewer words, the more
+//! segments go in one request. With sixteen members that told all others each 60 ms, words and their acknowledgements
+//! were most of what the machines had to do. Who waits for a word is who lacks the segment; in a small swarm, where
+//! everybody watches everybody, that is the word of whoever fetched it from the origin. What the others say, who took it from him,
+//! only spreads the load.
+
+use std::time::Duration;
+
+use super::Planner;
+
+/// Between two words of one member. At 1 Gbit/s some 230 segments of 32 KiB come meanwhile; shorter, and with 24
+/// neighbours the packets cost more than the earlier word is worth.
+pub const TELL_EVERY: Duration = Duration::from_millis(60);
+
+/// In a small swarm, where no segment goes over several members, it is such a part of the time that the origin would need
+/// for what is missing: the nearer the end, the sooner a word is worth its packet.
+const SHARE_OF_THE_REST: u32 = 50;
+
+/// But no longer, though those who wait for others have more than twice this share.
+const MOST: Duration = Duration::from_millis(300);
+
+/// The same for who fetches nothing.
+const MOST_OF_RELAYS: Duration = Duration::from_millis(500);
+
+/// In a small swarm who fetches nothing from the origin tells as many times less often.
+const RELAYS_TELL_LESS: u32 = 4;
+
+impl Planner {
+    /// The least time between two words of this member to those who watch what it has.
+    pub fn tell_every(&self) -> Duration {
+        if !self.swarm_is_small() {
+            return TELL_EVERY;
+        }
+        let missing = self.done.size() - self.done.len();
+        let rest = self
+            .origin_needs
+            .mul_f64(f64::from(missing) / f64::from(self.done.size().max(1)));
+        let every = (rest / SHARE_OF_THE_REST).max(TELL_EVERY);
+        let fetches = !self.origin.is_idle() || !self.leases.is_empty();
+        if fetches {
+            every.min(MOST)
+        } else {
+            (every * RELAYS_TELL_LESS).min(MOST_OF_RELAYS)
+        }
+    }
+}

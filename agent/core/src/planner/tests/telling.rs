@@ -1,0 +1,72 @@
+//! How often watchers are told, and who is asked first.
+
+use super::*;
+
+/// A planner of 1,000 segments (64 MB) in a branch of so many others, whose steward named so many of them.
+fn member_of(now: Instant, others: u8, named: u8) -> (Planner, PeerId) {
+    let members: Vec<PeerId> = (1..=others).map(peer).collect();
+    let mut planner = in_branch(now, 1000, OriginAccess::Ranges, &members);
+    let steward = steward_asked(&mut planner);
+    let peers = (1..=named).map(|number| SwarmPeer {
+        peer: peer(number),
+        has_manifest: true,
+    });
+    let answer = Answer {
+        asked: true,
+        peers: peers.collect(),
+        ..Answer::default()
+    };
+    planner.handle_answer(now, steward, &answer);
+    (planner, steward)
+}
+
+#[test]
+fn in_a_small_swarm_who_fetches_tells_more_often_than_the_others_and_the_end_sooner_than_the_beginning()
+ {
+    let now = Instant::now();
+    let (mut planner, steward) = member_of(now, 9, 9);
+    assert_eq!(planner.tell_every(), Duration::from_millis(500));
+
+    planner.handle_answer(now, steward, &grants(0, 4));
+    assert_eq!(planner.tell_every(), Duration::from_millis(300));
+
+    // At 2.5 MB/s the last hundredth of 64 MB is there in 260 ms.
+    let most = (0..990).map(|index| (Source::Peer(peer(1)), SegmentIndex(index)));
+    planner.handle_stored_many(now, most);
+    planner.handle_answer(now, steward, &grants(247, 1));
+    assert_eq!(planner.tell_every(), TELL_EVERY);
+}
+
+#[test]
+fn in_a_large_swarm_everybody_tells_as_often_as_pays() {
+    let now = Instant::now();
+    let (mut planner, steward) = member_of(now, 90, 40);
+    assert_eq!(planner.tell_every(), TELL_EVERY);
+    planner.handle_answer(now, steward, &grants(0, 4));
+    assert_eq!(planner.tell_every(), TELL_EVERY);
+}
+
+#[test]
+fn nobody_is_joined_before_the_steward_answers_or_a_moment_has_passed() {
+    let start = Instant::now();
+    let members: Vec<PeerId> = (1..=9).map(peer).collect();
+    let joins = |planner: &mut Planner| {
+        let joins = |action: &Action| matches!(action, Action::Join { .. });
+        drain(planner).into_iter().filter(joins).count()
+    };
+    let mut planner = in_branch(start, 1000, OriginAccess::Ranges, &members);
+    let steward = steward_asked(&mut planner);
+    assert_eq!(joins(&mut planner), 0);
+    planner.handle_answer(start, steward, &Answer::default());
+    assert_eq!(joins(&mut planner), 9);
+
+    let mut unanswered = in_branch(start, 1000, OriginAccess::Ranges, &members);
+    assert_eq!(joins(&mut unanswered), 0);
+    let mut now = start;
+    while now < start + Duration::from_millis(150) {
+        now = unanswered.next_deadline().expect("a deadline").at;
+        unanswered.handle_timeout(now);
+    }
+    assert_eq!(now, start + Duration::from_millis(150));
+    assert_eq!(joins(&mut unanswered), 9);
+}
