@@ -43,6 +43,7 @@ fn plan(segments: u32, peers: u16, full: bool) -> f64 {
             me: peer(0),
             swarm: SwarmId::from_bytes([7; 32]),
             members: members.clone(),
+            warmed: false,
             enrolment: None,
         }),
     };

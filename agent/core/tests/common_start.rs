@@ -52,6 +52,7 @@ impl Machine {
                 me,
                 swarm: swarm(),
                 members,
+                warmed: false,
                 enrolment: None,
             }),
         };

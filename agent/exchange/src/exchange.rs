@@ -123,6 +123,12 @@ impl Exchange {
         self.address.port()
     }
 
+    /// Begins a connection to `peer`, unless there is one: it stays for some seconds, for who is about to have something to
+    /// say. Best effort.
+    pub fn warm(&self, peer: PeerId, addresses: Vec<SocketAddr>) {
+        self.hub.warm(peer, addresses);
+    }
+
     /// Joins the swarm of `key` at `peer`, dialling it at `addresses` unless there is a connection
     /// already. Cancel-safe: a connection nobody uses is closed. The future runs on any runtime, or none.
     ///

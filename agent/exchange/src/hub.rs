@@ -100,6 +100,17 @@ impl HubHandle {
         answer.await.unwrap_or(Err(DialError::Stopped))
     }
 
+    /// Has a link made or kept, if there is room for the wish.
+    pub(crate) fn warm(&self, peer: PeerId, addresses: Vec<SocketAddr>) {
+        let (reply, _nobody_waits) = oneshot::channel();
+        let command = Command::Link {
+            peer,
+            addresses,
+            reply,
+        };
+        let _no_room = self.commands.try_send(command);
+    }
+
     /// Runs `work` on the exchange's thread; dropping the returned future ends it.
     pub(crate) async fn run<T: Send + 'static>(
         &self,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use branchline_core::planner::OriginPace;
+use branchline_core::swarm::warms;
 use branchline_hashing::{Digest, Manifest};
 use branchline_origin::{OriginError, Remote, Retries, RetryPolicy, Target, manifest_url};
 use url::Url;
@@ -64,6 +65,9 @@ pub(crate) async fn ask(
 ) -> Result<Known, GetError> {
     let beside = manifest_url(target.url());
     let others_may = !users_digests(request).is_empty() && shared.membership().count() > 0;
+    if !request.without_manifest || !users_digests(request).is_empty() {
+        warm(shared);
+    }
     let (mut patience, mut patience_for_manifest) = (at_first(others_may), at_first(others_may));
     let probe = patience.run(|| async {
         let asked = Instant::now();
@@ -115,6 +119,21 @@ pub(crate) async fn ask(
         pace,
         handover: handover.flatten(),
     })
+}
+
+/// Begins connections to the others of a small branch, which are there when the origin has answered.
+fn warm(shared: &Shared) {
+    let membership = shared.membership();
+    let Some(exchange) = shared
+        .exchange
+        .as_ref()
+        .filter(|_| warms(membership.count()))
+    else {
+        return;
+    };
+    for peer in membership.members().keys() {
+        exchange.warm(*peer, membership.exchange_addresses(peer));
+    }
 }
 
 /// Bounds the wait for an origin that others can stand in for.

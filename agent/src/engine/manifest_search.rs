@@ -10,6 +10,7 @@ use branchline_core::PeerId;
 use branchline_core::planner::OriginPace;
 use branchline_core::swarm::{
     Answer, Blocks, Enrolment, ManifestAction, ManifestPlan, ManifestSetup, SwarmPeer,
+    first_bytes_of_manifest, warms,
 };
 use branchline_discovery::Membership;
 use branchline_hashing::{ContentKey, Manifest, ManifestError, ManifestHead, SEGMENT_COUNT_LIMIT};
@@ -25,11 +26,6 @@ use url::Url;
 use crate::engine::planned::{changed, ids};
 use crate::engine::stewards::{StewardWord, Stewards};
 use crate::engine::{Shared, far_future, now};
-
-/// What is asked of the origin first where there are members: the head, and with it all of a
-/// manifest of twenty segments, of a file of about 640 KB. More would show in a common start of a large
-/// branch, less would cost small files a round trip.
-const FIRST_BYTES: u64 = 1024;
 
 /// Peers that send a manifest at the same time: the second is for when the first is slow. A 10 GiB
 /// file has 12 MB of it.
@@ -81,7 +77,7 @@ pub(crate) async fn fetch(
         return whole(shared, target, url).await;
     }
     let asked = Instant::now();
-    let first = ByteRange::new(0, FIRST_BYTES);
+    let first = ByteRange::new(0, first_bytes_of_manifest(shared.membership().count()));
     let document = shared
         .origin
         .document(target, url, first, MANIFEST_LIMIT_BYTES)
@@ -211,6 +207,7 @@ impl<'a> Search<'a> {
             content_bytes: head.file_length(),
             manifest_bytes: head.body_length(),
             members: ids(&shared.membership()),
+            warmed: warms(shared.membership().count()),
             pace,
             origin_open: true,
         };

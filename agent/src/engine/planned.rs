@@ -11,6 +11,7 @@ use std::time::Duration;
 use branchline_core::planner::{
     Action, OriginAccess, OriginPace, Planner, RunFailure, Setup, Sharing, Source, Waiting,
 };
+use branchline_core::swarm::warms;
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::Membership;
 use branchline_hashing::{ContentKey, HashMismatch, SegmentHash, SegmentIndex};
@@ -165,6 +166,7 @@ impl Planned<'_> {
             me: self.shared.me,
             swarm: key.swarm_id(),
             members: ids(&self.shared.membership()),
+            warmed: warms(self.shared.membership().count()),
             enrolment,
         });
         let setup = Setup {

@@ -69,6 +69,7 @@ impl World {
 
     fn plan_manifest(&mut self, id: MemberId) {
         let setup = ManifestSetup {
+            warmed: false,
             me: self.peer_of(id),
             swarm: self.swarm,
             blocks: self.blocks,
@@ -173,6 +174,7 @@ impl World {
                 me: self.peer_of(id),
                 swarm: self.swarm,
                 members: self.views.of(id),
+                warmed: false,
                 enrolment: Some(enrolment),
             }),
         };

@@ -50,7 +50,7 @@ use peers::Peers;
 
 pub use action::{Action, Arrival, JoinFailure, OriginAccess, RunFailure, Source, Waiting};
 pub use neighbours::MAX_NEIGHBOURS;
-pub(crate) use patience::{answer_patience, steward_goes_first, wait_for_others};
+pub(crate) use patience::{AnswerPatience, answer_patience, steward_goes_first, wait_for_others};
 pub use peers::DropReason;
 pub use setup::{OriginPace, Setup, Sharing};
 pub use telling::TELL_EVERY;
@@ -73,7 +73,7 @@ pub const STALLS_ALLOWED: u32 = 2;
 
 /// What is waited for at the beginning, and how long.
 struct StartWaits {
-    answer: Duration,
+    answer: AnswerPatience,
     steward_goes_first: Duration,
 }
 
@@ -144,7 +144,11 @@ impl Planner {
             stall: PEER_STALL + sending,
         };
         let waits = StartWaits {
-            answer: answer_patience(pace, bytes),
+            answer: answer_patience(
+                pace,
+                bytes,
+                sharing.as_ref().is_some_and(|sharing| sharing.warmed),
+            ),
             steward_goes_first: steward_goes_first(pace, bytes),
         };
         let held = blocks.held_of(&done);
@@ -192,11 +196,12 @@ impl Planner {
             swarm,
             members,
             enrolment,
+            warmed: _,
         } = sharing;
         let enrolment =
             enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, waits.answer));
         // Members that were silent while the manifest was sought are not waited for once more.
-        self.grace_until = Some(enrolment.began() + JOIN_GRACE.min(waits.answer));
+        self.grace_until = Some(enrolment.began() + JOIN_GRACE.min(waits.answer.unreached));
         self.steward_goes_first_until = Some(enrolment.began() + waits.steward_goes_first);
         self.enrolment = Some(enrolment);
         self.neighbours = Some(Neighbours::new(&members, me, &mut self.rng));

@@ -22,6 +22,10 @@ const WAIT: std::ops::RangeInclusive<Duration> =
 const ANSWER: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_millis(1200);
 
+/// Who lives has been reached while the origin was asked, which takes two of its round trips: an answer over a connection
+/// that is there takes a few milliseconds. For small files only: large ones can wait for a machine that is busy.
+const WARMED: Duration = Duration::from_millis(15);
+
 /// See [`steward_goes_first`]: a busy machine's answer.
 const STEWARD_GOES_FIRST: Duration = Duration::from_millis(150);
 
@@ -80,15 +84,27 @@ impl Patience {
     }
 }
 
-/// The wait for a steward's first answer, over all that are tried.
-pub(crate) fn answer_patience(pace: OriginPace, bytes: u64) -> Duration {
-    (pace.time_for(bytes) / SHARE).clamp(*ANSWER.start(), *ANSWER.end())
+/// How long others have to show that they are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AnswerPatience {
+    /// The wait for a steward's first answer, over all that are tried.
+    pub(crate) whole: Duration,
+    /// What of it one has that was not even reached, and others that are asked to join.
+    pub(crate) unreached: Duration,
+}
+
+/// `warmed`: connections to all were begun long before.
+pub(crate) fn answer_patience(pace: OriginPace, bytes: u64, warmed: bool) -> AnswerPatience {
+    let whole = (pace.time_for(bytes) / SHARE).clamp(*ANSWER.start(), *ANSWER.end());
+    let is_small = whole == *ANSWER.start();
+    let unreached = if warmed && is_small { WARMED } else { whole };
+    AnswerPatience { whole, unreached }
 }
 
 /// How long the others are not asked for anything, unless the steward answers before: who asks all at one moment has all busy
 /// with handshakes, the steward with them. A file so small that the wait for a steward is the least has no time for that.
 pub(crate) fn steward_goes_first(pace: OriginPace, bytes: u64) -> Duration {
-    let patience = answer_patience(pace, bytes);
+    let patience = answer_patience(pace, bytes, false).whole;
     if patience == *ANSWER.start() {
         Duration::ZERO
     } else {

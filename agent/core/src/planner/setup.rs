@@ -36,6 +36,8 @@ pub struct Sharing {
     pub swarm: SwarmId,
     /// The branch's live members; this agent among them or not.
     pub members: BTreeSet<PeerId>,
+    /// Whether connections to all members were begun when the origin was asked.
+    pub warmed: bool,
     /// The relation with a steward that finding the manifest has begun.
     pub enrolment: Option<Enrolment>,
 }

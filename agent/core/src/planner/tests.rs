@@ -41,6 +41,7 @@ fn in_branch(now: Instant, count: u32, origin: OriginAccess, members: &[PeerId])
         me: me(),
         swarm: swarm(),
         members: members.iter().copied().collect(),
+        warmed: false,
         enrolment: None,
     };
     Planner::new(now, setup(count, origin, Some(sharing)))
@@ -401,15 +402,20 @@ fn silent_members_cost_a_small_file_fifty_milliseconds() {
 fn members_that_were_silent_while_the_manifest_was_sought_are_not_waited_for_again() {
     let began = Instant::now();
     let members = [peer(1), peer(2)].into();
-    let patience = Duration::from_millis(200);
+    let whole = Duration::from_millis(200);
+    let patience = AnswerPatience {
+        whole,
+        unreached: whole,
+    };
     let mut enrolment = Enrolment::new(began, me(), swarm(), &members, patience);
     enrolment.take_enlist(began).expect("it enlists");
-    let now = began + patience;
+    let now = began + whole;
     enrolment.handle_timeout(now);
     let sharing = Sharing {
         me: me(),
         swarm: swarm(),
         members,
+        warmed: false,
         enrolment: Some(enrolment),
     };
     let mut planner = Planner::new(now, setup(100, OriginAccess::Ranges, Some(sharing)));
@@ -503,6 +509,7 @@ fn a_member_that_is_alone_in_a_branch_begins_at_a_place_of_its_own() {
             me: me(),
             swarm: swarm(),
             members: BTreeSet::new(),
+            warmed: false,
             enrolment: None,
         };
         let mut setup = setup(2000, OriginAccess::Ranges, Some(sharing));
@@ -527,6 +534,7 @@ fn waits_for_its_turn(seed: u64) -> Duration {
         me: me(),
         swarm: swarm(),
         members: (1..=64).map(peer).collect(),
+        warmed: false,
         enrolment: None,
     };
     let mut planner = Planner::new(

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use branchline_hashing::SwarmId;
 
 use super::first_in_rank;
+use crate::planner::AnswerPatience;
 use crate::{Deadline, PeerId};
 
 /// A steward that has not answered the first word for so long is passed over: a connection and an
@@ -127,16 +128,17 @@ pub(crate) enum Heard {
 }
 
 impl Enrolment {
-    /// Begins with the first in rank. `patience` bounds the wait for a first answer over all
-    /// stewards that are tried.
+    /// Begins with the first in rank. `patience` bounds the wait for a first answer.
     pub(crate) fn new(
         now: Instant,
         me: PeerId,
         swarm: SwarmId,
         members: &BTreeSet<PeerId>,
-        patience: Duration,
+        patience: AnswerPatience,
     ) -> Self {
-        let tries = patience.as_millis() / STEWARD_PATIENCE.as_millis();
+        let AnswerPatience { whole, unreached } = patience;
+        let tries = whole.as_millis() / STEWARD_PATIENCE.as_millis();
+        let each = unreached.min(STEWARD_PATIENCE);
         let mut enrolment = Self {
             me,
             swarm,
@@ -147,10 +149,10 @@ impl Enrolment {
                 asked: None,
                 again_at: None,
             },
-            patience: patience.min(STEWARD_PATIENCE),
-            busy_patience: patience
+            patience: each,
+            busy_patience: whole
                 .saturating_sub(STEWARD_PATIENCE)
-                .clamp(patience.min(STEWARD_PATIENCE), BUSY_STEWARD_PATIENCE),
+                .clamp(whole.min(STEWARD_PATIENCE), BUSY_STEWARD_PATIENCE),
             tries_allowed: u32::try_from(tries)
                 .unwrap_or(u32::MAX)
                 .clamp(1, STEWARDS_TRIED),

@@ -17,7 +17,9 @@ pub use enrolment::{
     STEWARD_PATIENCE, STEWARD_SILENCE, STEWARDS_TRIED,
 };
 pub(crate) use enrolment::{Heard, News};
-pub use manifest_plan::{ManifestAction, ManifestPlan, ManifestSetup};
+pub use manifest_plan::{
+    ManifestAction, ManifestPlan, ManifestSetup, first_bytes_of_manifest, warms,
+};
 pub use message::{
     Answer, Enlist, Grant, MAX_ANSWER_PEERS, MAX_LEASES, ManifestLease, Report, SwarmPeer, Want,
 };

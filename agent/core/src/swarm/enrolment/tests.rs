@@ -10,9 +10,15 @@ fn members(numbers: impl IntoIterator<Item = u8>) -> BTreeSet<PeerId> {
     numbers.into_iter().map(peer).collect()
 }
 
+fn patience(whole: Duration) -> AnswerPatience {
+    let unreached = whole;
+    AnswerPatience { whole, unreached }
+}
+
 /// A member of a branch of ten that has so much patience, and the steward that has answered it.
 fn enlisted(now: Instant, patience: Duration) -> (Enrolment, PeerId) {
     let swarm = SwarmId::from_bytes([7; 32]);
+    let patience = self::patience(patience);
     let mut enrolment = Enrolment::new(now, peer(100), swarm, &members(1..10), patience);
     let steward = enrolment.take_enlist(now).expect("it enlists");
     assert_eq!(enrolment.handle_answer(now, steward, true, 0), Heard::First);
@@ -20,7 +26,7 @@ fn enlisted(now: Instant, patience: Duration) -> (Enrolment, PeerId) {
 }
 
 /// When a member with so much patience asks stewards that never answer; the last is when it goes on alone.
-fn asks(patience: Duration, reached: bool) -> Vec<u64> {
+fn asks(patience: AnswerPatience, reached: bool) -> Vec<u64> {
     let start = Instant::now();
     let swarm = SwarmId::from_bytes([7; 32]);
     let mut enrolment = Enrolment::new(start, peer(100), swarm, &members(1..10), patience);
@@ -46,15 +52,22 @@ fn asks(patience: Duration, reached: bool) -> Vec<u64> {
 
 #[test]
 fn a_steward_that_was_reached_has_the_time_of_three_and_the_whole_wait_is_no_longer() {
-    let long = Duration::from_millis(1200);
+    let long = patience(Duration::from_millis(1200));
     assert_eq!(asks(long, false), [0, 300, 600, 900]);
     assert_eq!(asks(long, true), [0, 900, 1200]);
     // A small file has no time for that.
-    for patience in [50, 300] {
-        let short = Duration::from_millis(patience);
-        assert_eq!(asks(short, false), [0, patience]);
-        assert_eq!(asks(short, true), [0, patience]);
+    for millis in [50, 300] {
+        let short = patience(Duration::from_millis(millis));
+        assert_eq!(asks(short, false), [0, millis]);
+        assert_eq!(asks(short, true), [0, millis]);
     }
+    // Unless who lives was reached before.
+    let warmed = AnswerPatience {
+        whole: Duration::from_millis(50),
+        unreached: Duration::from_millis(15),
+    };
+    assert_eq!(asks(warmed, false), [0, 15]);
+    assert_eq!(asks(warmed, true), [0, 50]);
 }
 
 #[test]

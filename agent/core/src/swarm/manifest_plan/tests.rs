@@ -15,6 +15,7 @@ fn plan(now: Instant, members: impl IntoIterator<Item = u8>, bytes: u64) -> Mani
         content_bytes: bytes,
         manifest_bytes: 70_000,
         members: members.into_iter().map(peer).collect(),
+        warmed: false,
         pace: OriginPace::default(),
         origin_open: true,
     };
@@ -110,6 +111,12 @@ fn the_steward_is_asked_first_and_the_others_a_moment_later_whether_it_answers_o
 
     let mut small = plan(start, 1..=9, 100_000);
     assert_eq!(asked(&drain(&mut small)), 8);
+}
+
+#[test]
+fn the_first_question_asks_for_more_where_fewer_ask_it() {
+    let asked = [1, 7, 15, 31, 9_999].map(first_bytes_of_manifest);
+    assert_eq!(asked, [4096, 4096, 2048, 1024, 1024]);
 }
 
 #[test]
