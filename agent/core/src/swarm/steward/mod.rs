@@ -67,7 +67,8 @@ pub const SPREADS_WITHIN: Duration = Duration::from_millis(2_500);
 /// another steward go on with both, and all will have moved by then.
 pub const GONE_LINGERS: Duration = Duration::from_secs(2);
 
-/// A member that gave a lease back is granted nothing for so long: it would be given the same again.
+/// A member that gave a lease back and wants another is granted nothing for so long: it would be given the same again. One
+/// that wanted nothing then has a reason when it does: a neighbour that held all has left, or lied.
 const RETURNED_RESTS: Duration = Duration::from_millis(250);
 
 /// How long one member may take to fetch the manifest before another is asked to: a manifest is

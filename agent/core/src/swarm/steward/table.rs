@@ -150,7 +150,7 @@ impl Table {
         member.want = report.want;
         member.has_manifest |= report.has_manifest;
         for blocks in report.returned {
-            if self.ledger.give_back(from, blocks) {
+            if self.ledger.give_back(from, blocks) && report.want.runs > 0 {
                 let until = now + RETURNED_RESTS;
                 member.rests_until = Some(until);
                 self.resting.insert((until, from));

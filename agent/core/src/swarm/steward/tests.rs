@@ -180,6 +180,24 @@ fn what_a_lessee_gives_back_goes_to_another_at_once() {
 }
 
 #[test]
+fn who_gives_a_lease_back_rests_unless_it_wants_nothing_until_something_happens() {
+    for (wants_when_it_gives, granted_at_once) in [(1, 0), (0, 1)] {
+        let now = Instant::now();
+        let mut steward = Steward::new(1);
+        steward.handle_enlist(now, peer(1), starts(1, 1));
+        said(&mut steward);
+        let mut gives = report(1, [], wants_when_it_gives);
+        gives.returned = vec![range(0, 1)];
+        steward.handle_report(now, peer(1), swarm(), blocks(1), gives);
+        assert_eq!(granted(&mut steward), []);
+        steward.handle_report(now, peer(1), swarm(), blocks(1), report(1, [], 1));
+        assert_eq!(granted(&mut steward).len(), granted_at_once);
+        steward.handle_timeout(now + RETURNED_RESTS);
+        assert_eq!(granted(&mut steward).len(), 1 - granted_at_once);
+    }
+}
+
+#[test]
 fn a_member_that_moved_here_keeps_what_nobody_else_has() {
     let now = Instant::now();
     let mut steward = Steward::new(1);
