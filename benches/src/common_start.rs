@@ -28,6 +28,15 @@ const BRANCHES: [(usize, u64); 4] = [(2, 64), (4, 64), (16, 64), (50, 16)];
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 pub(crate) fn run(extent: Extent) -> Result<()> {
+    if let Some(machines) = extent.machines {
+        let known = BRANCHES
+            .iter()
+            .any(|(members, _)| *members as u64 == machines);
+        ensure!(
+            known,
+            "--machines: 2, 4, 16 and 50 are measured, not {machines}"
+        );
+    }
     let chosen = |members| {
         extent
             .machines

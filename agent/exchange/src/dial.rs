@@ -51,10 +51,10 @@ pub(crate) async fn dial(
     let tried = addresses.len().min(MAX_ADDRESSES);
     let mut attempts = JoinSet::new();
     for (address, number) in addresses.into_iter().take(MAX_ADDRESSES).zip(0u32..) {
-        let endpoint = endpoint.clone();
-        let config = client_config(Arc::clone(&crypto), options, address);
+        let (endpoint, crypto, options) = (endpoint.clone(), Arc::clone(&crypto), options.clone());
         attempts.spawn(async move {
             tokio::time::sleep(STAGGER * number).await;
+            let config = client_config(crypto, &options, address);
             (address, connect(&endpoint, config, address).await)
         });
     }

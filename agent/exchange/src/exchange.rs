@@ -130,7 +130,7 @@ impl Exchange {
     }
 
     /// Joins the swarm of `key` at `peer`, dialling it at `addresses` unless there is a connection
-    /// already. Cancel-safe: a connection nobody uses is closed. The future runs on any runtime, or none.
+    /// already. Cancel-safe: a connection nobody uses is closed after some seconds. The future runs on any runtime, or none.
     ///
     /// # Errors
     /// [`JoinError`]: not reached, or reached and refused.

@@ -35,6 +35,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// and each handshake costs both sides milliseconds of a core.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// Links that linger at a time: the others' places for connections are few.
+const MAX_LINGERING: usize = 32;
+
 /// How long peers have to hear the goodbye.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -348,6 +351,9 @@ impl Hub {
 }
 
 fn linger(lingering: &mut BTreeMap<PeerId, (Instant, Arc<Link>)>, link: &Arc<Link>) {
+    if lingering.len() >= MAX_LINGERING && !lingering.contains_key(&link.peer) {
+        return;
+    }
     lingering.insert(link.peer, (Instant::now() + LINGER, Arc::clone(link)));
 }
 

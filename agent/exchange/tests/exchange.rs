@@ -22,6 +22,18 @@ use bytes::Bytes;
 use common::*;
 
 #[tokio::test]
+async fn a_connection_waits_a_moment_for_the_next_question_and_then_ends() {
+    let (raw, bob) = (RawPeer::start(), Agent::start(&[]));
+    bob.exchange.warm(raw.peer, vec![raw.address()]);
+    let connection = raw.accept().await;
+    let key = Memory::even(1, 5, 10).key;
+    let joining = tokio::spawn(bob.exchange.join(raw.peer, vec![raw.address()], key));
+    let _question = soon(connection.accept_bi()).await.expect("on the same one");
+    joining.abort();
+    soon(connection.closed()).await;
+}
+
+#[tokio::test]
 async fn one_agent_takes_a_content_from_two_that_have_half_of_it_each() {
     let content = Arc::new(Memory::new(1, 300));
     let odd = Arc::new(Memory::new(1, 300).only(|index| index % 2 == 1));

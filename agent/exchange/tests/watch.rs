@@ -226,6 +226,22 @@ async fn a_watch_ends_with_the_connection_and_with_the_growing() {
 }
 
 #[tokio::test]
+async fn how_often_watchers_are_told_may_change_while_they_wait() {
+    let content = Arc::new(Memory::even(12, 10, 10).growing());
+    let set_every = |every| *content.tell_every.lock().expect("no panic") = every;
+    set_every(Duration::from_secs(60));
+    let (alice, bob) = (Agent::start(&[&content]), Agent::start(&[]));
+    let session = bob.join(&alice, &content).await;
+    let mut watch = session.watch(10);
+    update(&mut watch).await;
+    content.add([1]);
+    let early = tokio::time::timeout(HAVE_EVERY * 5, watch.next()).await;
+    assert!(early.is_err(), "{early:?}");
+    set_every(HAVE_EVERY);
+    assert_eq!(more(&mut watch).await, set(10, [1]));
+}
+
+#[tokio::test]
 async fn a_watcher_that_says_more_is_disconnected() {
     let content = Arc::new(Memory::even(10, 10, 10).growing());
     let alice = Agent::start(&[&content]);

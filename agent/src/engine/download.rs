@@ -327,6 +327,7 @@ impl Download<'_> {
             digests: &known.digests,
             segments,
             pace: known.pace,
+            warmed: known.warmed,
         }
     }
 
@@ -435,6 +436,7 @@ impl Download<'_> {
             peers,
             shut_out,
             pace: known.pace,
+            warmed: lookup::are_warm(known.warmed),
         };
         let stewards = planned.run(handover, meter).await?;
         Ok(Complete {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use branchline_core::planner::OriginPace;
-use branchline_core::swarm::warms;
+use branchline_core::swarm::{is_warm, warms};
 use branchline_hashing::{Digest, Manifest};
 use branchline_origin::{OriginError, Remote, Retries, RetryPolicy, Target, manifest_url};
 use url::Url;
@@ -46,6 +46,8 @@ pub(crate) struct Known {
     pub(crate) digests: Vec<Digest>,
     /// How fast the origin is expected to be.
     pub(crate) pace: OriginPace,
+    /// When connections to the others were begun, if they were.
+    pub(crate) warmed: Option<Instant>,
     /// The relation with a steward that finding the manifest began.
     pub(crate) handover: Option<Handover>,
 }
@@ -65,9 +67,8 @@ pub(crate) async fn ask(
 ) -> Result<Known, GetError> {
     let beside = manifest_url(target.url());
     let others_may = !users_digests(request).is_empty() && shared.membership().count() > 0;
-    if !request.without_manifest || !users_digests(request).is_empty() {
-        warm(shared);
-    }
+    let may_share = !request.without_manifest || !users_digests(request).is_empty();
+    let warmed = may_share.then(|| warm(shared)).flatten();
     let (mut patience, mut patience_for_manifest) = (at_first(others_may), at_first(others_may));
     let probe = patience.run(|| async {
         let asked = Instant::now();
@@ -82,7 +83,7 @@ pub(crate) async fn ask(
             return Ok(None);
         }
         patience_for_manifest
-            .run(|| manifest_search::fetch(shared, target, &beside))
+            .run(|| manifest_search::fetch(shared, target, &beside, warmed))
             .await
     };
     let (remote, manifest) = tokio::join!(
@@ -117,23 +118,25 @@ pub(crate) async fn ask(
         manifest_url,
         digests,
         pace,
+        warmed,
         handover: handover.flatten(),
     })
 }
 
-/// Begins connections to the others of a small branch, which are there when the origin has answered.
-fn warm(shared: &Shared) {
+/// Begins connections to the others of a small branch, which are there when the origin has answered; and when that was.
+fn warm(shared: &Shared) -> Option<Instant> {
     let membership = shared.membership();
-    let Some(exchange) = shared
-        .exchange
-        .as_ref()
-        .filter(|_| warms(membership.count()))
-    else {
-        return;
-    };
+    let exchange = shared.exchange.as_ref();
+    let exchange = exchange.filter(|_| warms(membership.count()))?;
     for peer in membership.members().keys() {
         exchange.warm(*peer, membership.exchange_addresses(peer));
     }
+    Some(Instant::now())
+}
+
+/// Whether who lives of the others has been reached by now.
+pub(crate) fn are_warm(warmed: Option<Instant>) -> bool {
+    warmed.is_some_and(|begun| is_warm(begun.elapsed()))
 }
 
 /// Bounds the wait for an origin that others can stand in for.
@@ -172,7 +175,7 @@ async fn linked_manifest(
     let (found, url) = match link.filter(|link| !request.without_manifest && *link != beside) {
         Some(link) => {
             let found = at_first(false)
-                .run(|| manifest_search::fetch(shared, target, &link))
+                .run(|| manifest_search::fetch(shared, target, &link, None))
                 .await?;
             (found, link)
         }

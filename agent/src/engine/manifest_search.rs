@@ -10,7 +10,7 @@ use branchline_core::PeerId;
 use branchline_core::planner::OriginPace;
 use branchline_core::swarm::{
     Answer, Blocks, Enrolment, ManifestAction, ManifestPlan, ManifestSetup, SwarmPeer,
-    first_bytes_of_manifest, warms,
+    first_bytes_of_manifest,
 };
 use branchline_discovery::Membership;
 use branchline_hashing::{ContentKey, Manifest, ManifestError, ManifestHead, SEGMENT_COUNT_LIMIT};
@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use url::Url;
 
+use crate::engine::lookup::are_warm;
 use crate::engine::planned::{changed, ids};
 use crate::engine::stewards::{StewardWord, Stewards};
 use crate::engine::{Shared, far_future, now};
@@ -72,6 +73,7 @@ pub(crate) async fn fetch(
     shared: &Shared,
     target: &Target,
     url: &Url,
+    warmed: Option<std::time::Instant>,
 ) -> Result<Option<Found>, OriginError> {
     if shared.exchange.is_none() || shared.membership().count() == 0 {
         return whole(shared, target, url).await;
@@ -108,7 +110,18 @@ pub(crate) async fn fetch(
     if shared.turns.is_taken(key) {
         return rest(shared, target, url, head).await;
     }
-    Search::new(shared, target, url, head, pace).run().await
+    let setup = ManifestSetup {
+        me: shared.me,
+        swarm: key.swarm_id(),
+        blocks: Blocks::of(head.segment_count(), head.file_length()),
+        content_bytes: head.file_length(),
+        manifest_bytes: head.body_length(),
+        members: ids(&shared.membership()),
+        warmed: are_warm(warmed),
+        pace,
+        origin_open: true,
+    };
+    Search::new(shared, target, url, head, setup).run().await
 }
 
 /// The manifest, where this machine has it: the head that the origin sent proves it.
@@ -197,20 +210,9 @@ impl<'a> Search<'a> {
         target: &'a Target,
         url: &'a Url,
         head: ManifestHead,
-        pace: OriginPace,
+        setup: ManifestSetup,
     ) -> Self {
         let key = head.content_key();
-        let setup = ManifestSetup {
-            me: shared.me,
-            swarm: key.swarm_id(),
-            blocks: Blocks::of(head.segment_count(), head.file_length()),
-            content_bytes: head.file_length(),
-            manifest_bytes: head.body_length(),
-            members: ids(&shared.membership()),
-            warmed: warms(shared.membership().count()),
-            pace,
-            origin_open: true,
-        };
         Self {
             shared,
             target,

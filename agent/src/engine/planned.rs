@@ -11,7 +11,6 @@ use std::time::Duration;
 use branchline_core::planner::{
     Action, OriginAccess, OriginPace, Planner, RunFailure, Setup, Sharing, Source, Waiting,
 };
-use branchline_core::swarm::warms;
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
 use branchline_discovery::Membership;
 use branchline_hashing::{ContentKey, HashMismatch, SegmentHash, SegmentIndex};
@@ -119,6 +118,8 @@ pub(crate) struct Planned<'a> {
     pub(crate) shut_out: &'a BTreeSet<PeerId>,
     /// How fast the origin is expected to be.
     pub(crate) pace: OriginPace,
+    /// Whether who lives of the others has been reached by now.
+    pub(crate) warmed: bool,
 }
 
 struct Running<'a> {
@@ -166,7 +167,7 @@ impl Planned<'_> {
             me: self.shared.me,
             swarm: key.swarm_id(),
             members: ids(&self.shared.membership()),
-            warmed: warms(self.shared.membership().count()),
+            warmed: self.warmed,
             enrolment,
         });
         let setup = Setup {

@@ -23,7 +23,7 @@ const REPORT_QUEUE: usize = 16;
 /// What came of a stream.
 #[derive(Debug)]
 pub(crate) enum StewardWord {
-    /// The stream is open.
+    /// There is a connection.
     Reached { steward: PeerId },
     /// The steward has answered.
     Answered { steward: PeerId, answer: Answer },
@@ -179,6 +179,7 @@ async fn at_own_desk(
     let Some(desk) = desk else {
         return voice.lost("this agent is no steward").await;
     };
+    voice.reached().await;
     let mut membership = match desk.enlist(enlist).await {
         Ok(membership) => membership,
         Err(error) => return voice.lost(error).await,

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use branchline_core::planner::OriginPace;
 use branchline_core::repair::{Provenance, Repair, turn};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::engine::hearsay::{self, PeersTable};
+use crate::engine::lookup::are_warm;
 use crate::engine::partial::{Partial, PartialError};
 use crate::engine::planned::{Filling, Planned, PlannedError};
 use crate::engine::progress::Meter;
@@ -104,6 +105,8 @@ pub(crate) struct Undescribed<'a> {
     pub(crate) digests: &'a [Digest],
     pub(crate) segments: FixedSegments,
     pub(crate) pace: OriginPace,
+    /// When connections to the others were begun, if they were.
+    pub(crate) warmed: Option<Instant>,
 }
 
 impl Undescribed<'_> {
@@ -164,6 +167,7 @@ impl Undescribed<'_> {
             peers,
             shut_out,
             pace: self.pace,
+            warmed: are_warm(self.warmed),
         };
         let mut fetched = std::pin::pin!(planned.run(None, meter));
         let mut noting = Noting::new(self.key, self.partial, content);

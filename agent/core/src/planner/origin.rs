@@ -147,6 +147,11 @@ impl OriginPlan {
         }
     }
 
+    /// Whether a segment came from it within the last `time`.
+    pub(super) fn has_brought_since(&self, now: Instant, time: Duration) -> bool {
+        self.last.is_some_and(|last| now < last + time)
+    }
+
     /// How long a run is to be by now.
     pub(super) fn run_bytes(&self) -> u64 {
         (self.measured * RUN_SECONDS).clamp(*RUN_BYTES.start(), *RUN_BYTES.end())

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use super::Planner;
+use super::neighbours::Neighbours;
 
 /// Between two words of one member. At 1 Gbit/s some 230 segments of 32 KiB come meanwhile; shorter, and with 24
 /// neighbours the packets cost more than the earlier word is worth.
@@ -30,7 +31,7 @@ const RELAYS_TELL_LESS: u32 = 4;
 impl Planner {
     /// The least time between two words of this member to those who watch what it has.
     pub fn tell_every(&self) -> Duration {
-        if !self.swarm_is_small() {
+        if self.is_finished() || !self.everybody_hears_everybody() {
             return TELL_EVERY;
         }
         let missing = self.done.size() - self.done.len();
@@ -39,10 +40,20 @@ impl Planner {
             .mul_f64(f64::from(missing) / f64::from(self.done.size().max(1)));
         let every = (rest / SHARE_OF_THE_REST).max(TELL_EVERY);
         let fetches = !self.origin.is_idle() || !self.leases.is_empty();
-        if fetches {
+        // What it fetched last may not have been told yet.
+        if fetches || self.origin.has_brought_since(self.now, MOST) {
             every.min(MOST)
         } else {
             (every * RELAYS_TELL_LESS).min(MOST_OF_RELAYS)
         }
+    }
+
+    /// Whether no segment has to go over several members: by the steward's word of who takes part, or in a branch so small.
+    fn everybody_hears_everybody(&self) -> bool {
+        let small = self
+            .neighbours
+            .as_ref()
+            .is_some_and(Neighbours::branch_is_small);
+        self.swarm_is_small() && (small || !self.is_alone())
     }
 }

@@ -30,7 +30,7 @@ impl Planner {
         self.plan(now);
     }
 
-    /// The stream to the steward is open: it lives, and may be busy.
+    /// There is a connection to the steward: it lives, as far as is known, and may be busy.
     pub fn handle_steward_reached(&mut self, now: Instant, steward: PeerId) {
         if let Some(enrolment) = &mut self.enrolment {
             enrolment.handle_reached(steward);

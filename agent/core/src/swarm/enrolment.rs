@@ -63,9 +63,11 @@ pub struct Enrolment {
     /// When others were asked for the first time.
     began: Instant,
     phase: Phase,
-    /// For the first answer of each; of one that was reached; and how many are tried.
+    /// For the first answer of the very first; of each; of one that was reached; and how many are tried.
+    first_patience: Duration,
     patience: Duration,
     busy_patience: Duration,
+    has_asked: bool,
     tries_allowed: u32,
     tries: u32,
     failed: BTreeMap<PeerId, Instant>,
@@ -94,7 +96,8 @@ enum Phase {
     Asked {
         steward: PeerId,
         until: Instant,
-        /// Whether its answer is all that is missing.
+        /// The same if it is reached.
+        busy_until: Instant,
         reached: bool,
     },
     Enlisted {
@@ -138,7 +141,6 @@ impl Enrolment {
     ) -> Self {
         let AnswerPatience { whole, unreached } = patience;
         let tries = whole.as_millis() / STEWARD_PATIENCE.as_millis();
-        let each = unreached.min(STEWARD_PATIENCE);
         let mut enrolment = Self {
             me,
             swarm,
@@ -149,10 +151,12 @@ impl Enrolment {
                 asked: None,
                 again_at: None,
             },
-            patience: each,
+            first_patience: unreached.min(STEWARD_PATIENCE),
+            patience: whole.min(STEWARD_PATIENCE),
             busy_patience: whole
                 .saturating_sub(STEWARD_PATIENCE)
                 .clamp(whole.min(STEWARD_PATIENCE), BUSY_STEWARD_PATIENCE),
+            has_asked: false,
             tries_allowed: u32::try_from(tries)
                 .unwrap_or(u32::MAX)
                 .clamp(1, STEWARDS_TRIED),
@@ -218,19 +222,27 @@ impl Enrolment {
         }
     }
 
-    /// The stream to a steward is open, and what is to be said is on its way.
+    /// There is a connection to a steward, and what is to be said is on its way.
     pub(crate) fn handle_reached(&mut self, steward: PeerId) {
         let first_try = self.tries == 0;
         if let Phase::Asked {
             steward: asked,
             until,
-            reached: reached @ false,
+            busy_until,
+            reached,
         } = &mut self.phase
             && *asked == steward
             && first_try
         {
             *reached = true;
-            *until += self.busy_patience - self.patience;
+            *until = *busy_until;
+        }
+    }
+
+    /// A steward that was reached has had the time of all that may be tried but one.
+    fn count_busy(&mut self) {
+        if self.busy_patience > self.patience {
+            self.tries = self.tries.max(self.tries_allowed().saturating_sub(2));
         }
     }
 
@@ -288,6 +300,16 @@ impl Enrolment {
                     again_at,
                 };
             }
+            Phase::Asked {
+                reached: true,
+                busy_until,
+                ..
+            } if self.steward() == Some(steward)
+                && busy_until < now + (self.busy_patience.saturating_sub(self.patience)) =>
+            {
+                self.count_busy();
+                self.pass_over(now, steward);
+            }
             Phase::Asked { .. } | Phase::Enlisted { .. } if self.steward() == Some(steward) => {
                 self.pass_over(now, steward);
             }
@@ -311,10 +333,10 @@ impl Enrolment {
                 steward,
                 until,
                 reached,
+                ..
             } if until <= now => {
-                if reached && self.busy_patience > self.patience {
-                    // It has had the time of all that may be tried but one.
-                    self.tries = self.tries.max(self.tries_allowed().saturating_sub(2));
+                if reached {
+                    self.count_busy();
                 }
                 self.be_impatient(now, steward);
             }
@@ -384,9 +406,14 @@ impl Enrolment {
             return None;
         };
         self.settles_until = self.anybody_leases.then(|| now + SETTLES);
+        let each = match std::mem::replace(&mut self.has_asked, true) {
+            false => self.first_patience,
+            true => self.patience,
+        };
         self.phase = Phase::Asked {
             steward,
-            until: now + self.patience,
+            until: now + each,
+            busy_until: now + self.busy_patience,
             reached: false,
         };
         Some(steward)

@@ -84,6 +84,14 @@ pub fn warms(others: usize) -> bool {
     (1..=WARMED_MEMBERS).contains(&others)
 }
 
+/// Whether connections that were begun so long ago are there by now, and have not been closed again for want of use.
+pub fn is_warm(begun: Duration) -> bool {
+    begun < WARM_FOR
+}
+
+/// As long as the exchange keeps one that nobody uses.
+const WARM_FOR: Duration = Duration::from_secs(2);
+
 /// What of the manifest is asked for at first, by a member of a branch with so many others: its head, and the rest of it
 /// where the file is small. A second question costs a round trip, but each byte of the first one is sent to every member:
 /// 16 of them cost the branch 32 KiB.
@@ -252,7 +260,7 @@ impl ManifestPlan {
         self.plan(now);
     }
 
-    /// The stream to the steward is open: it lives, and may be busy.
+    /// There is a connection to the steward: it lives, as far as is known, and may be busy.
     pub fn handle_steward_reached(&mut self, now: Instant, steward: PeerId) {
         self.enrolment.handle_reached(steward);
         self.plan(now);

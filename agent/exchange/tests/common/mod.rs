@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use branchline_core::planner::TELL_EVERY;
 use branchline_core::repair::Claim;
 use branchline_core::wire::{ALPN, EXPORTER_LABEL, Standing};
 use branchline_core::{PeerId, SegmentRange, SegmentSet};
@@ -98,6 +99,7 @@ pub struct Memory {
     pub looks: AtomicUsize,
     /// While it can still grow.
     pub changes: Mutex<Option<watch::Sender<u64>>>,
+    pub tell_every: Mutex<Duration>,
     pub standing: Standing,
 }
 
@@ -129,6 +131,7 @@ impl Memory {
             reads: AtomicUsize::new(0),
             looks: AtomicUsize::new(0),
             changes: Mutex::default(),
+            tell_every: Mutex::new(TELL_EVERY),
             standing: Standing::Proved,
         }
     }
@@ -224,6 +227,10 @@ impl ServedContent for Memory {
     fn changes(&self) -> Option<watch::Receiver<u64>> {
         let changes = self.changes.lock().expect("no panic");
         changes.as_ref().map(watch::Sender::subscribe)
+    }
+
+    fn tell_every(&self) -> Duration {
+        *self.tell_every.lock().expect("no panic")
     }
 
     fn manifest(&self) -> Option<Bytes> {

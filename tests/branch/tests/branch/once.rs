@@ -10,7 +10,7 @@ use crate::MEBIBYTE;
 const WAN_RATIO_MAX: f64 = 1.05;
 
 /// The first bytes of a manifest, which each machine asks the origin for: its head, and a short one whole.
-const MANIFEST_FIRST_BYTES: u64 = 1024;
+const MANIFEST_FIRST_BYTES: u64 = 4096;
 
 #[test]
 fn four_machines_one_after_the_other_and_the_wan_carries_the_file_once() -> Result<()> {

@@ -30,10 +30,25 @@ fn in_a_small_swarm_who_fetches_tells_more_often_than_the_others_and_the_end_soo
     planner.handle_answer(now, steward, &grants(0, 4));
     assert_eq!(planner.tell_every(), Duration::from_millis(300));
 
+    // It tells of what it fetched last before it counts as one of the others.
+    let lease = (0..16).map(|index| (Source::Origin, SegmentIndex(index)));
+    planner.handle_stored_many(now, lease);
+    for action in drain(&mut planner) {
+        if let Action::FetchFromOrigin { run } = action {
+            planner.handle_origin_run_ended(now, run);
+        }
+    }
+    assert_eq!(planner.tell_every(), Duration::from_millis(300));
+    planner.handle_timeout(now + Duration::from_millis(301));
+    assert_eq!(planner.tell_every(), Duration::from_millis(500));
+
     // At 2.5 MB/s the last hundredth of 64 MB is there in 260 ms.
     let most = (0..990).map(|index| (Source::Peer(peer(1)), SegmentIndex(index)));
     planner.handle_stored_many(now, most);
     planner.handle_answer(now, steward, &grants(247, 1));
+    assert_eq!(planner.tell_every(), TELL_EVERY);
+    let rest = (990..1000).map(|index| (Source::Peer(peer(1)), SegmentIndex(index)));
+    planner.handle_stored_many(now + Duration::from_secs(9), rest);
     assert_eq!(planner.tell_every(), TELL_EVERY);
 }
 
@@ -44,6 +59,25 @@ fn in_a_large_swarm_everybody_tells_as_often_as_pays() {
     assert_eq!(planner.tell_every(), TELL_EVERY);
     planner.handle_answer(now, steward, &grants(0, 4));
     assert_eq!(planner.tell_every(), TELL_EVERY);
+}
+
+#[test]
+fn silent_members_cost_a_small_file_fifteen_milliseconds_where_who_lives_was_reached_before() {
+    let start = Instant::now();
+    let sharing = Sharing {
+        me: me(),
+        swarm: swarm(),
+        members: [peer(1), peer(2)].into(),
+        warmed: true,
+        enrolment: None,
+    };
+    let mut planner = Planner::new(start, setup(2, OriginAccess::Ranges, Some(sharing)));
+    let mut now = start;
+    while transfers(&mut planner).is_empty() {
+        now = planner.next_deadline().expect("a deadline").at;
+        planner.handle_timeout(now);
+    }
+    assert_eq!(now, start + Duration::from_millis(15));
 }
 
 #[test]

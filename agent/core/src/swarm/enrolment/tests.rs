@@ -71,6 +71,47 @@ fn a_steward_that_was_reached_has_the_time_of_three_and_the_whole_wait_is_no_lon
 }
 
 #[test]
+fn a_steward_that_was_reached_and_goes_late_leaves_time_for_one_more() {
+    let start = Instant::now();
+    for (lost_after, alone_after) in [(100, 700), (890, 1190)] {
+        let swarm = SwarmId::from_bytes([7; 32]);
+        let patience = patience(Duration::from_millis(1200));
+        let mut enrolment = Enrolment::new(start, peer(100), swarm, &members(1..10), patience);
+        let first = enrolment.take_enlist(start).expect("it enlists");
+        enrolment.handle_reached(first);
+        let mut now = start + Duration::from_millis(lost_after);
+        enrolment.handle_lost(now, first);
+        while !enrolment.is_alone() {
+            let _others_are_silent = enrolment.take_enlist(now);
+            let next = enrolment.next_deadline(now, News::default());
+            now = next.expect("a deadline").at;
+            enrolment.handle_timeout(now);
+        }
+        assert_eq!(now, start + Duration::from_millis(alone_after));
+    }
+}
+
+#[test]
+fn a_second_steward_has_the_usual_time_though_the_first_was_to_be_there_at_once() {
+    let start = Instant::now();
+    let warmed = AnswerPatience {
+        whole: Duration::from_millis(50),
+        unreached: Duration::from_millis(15),
+    };
+    let swarm = SwarmId::from_bytes([7; 32]);
+    let mut enrolment = Enrolment::new(start, peer(100), swarm, &members(1..10), warmed);
+    let first = enrolment.take_enlist(start).expect("it enlists");
+    enrolment.handle_answer(start, first, true, 0);
+    enrolment.handle_lost(start, first);
+    enrolment.take_enlist(start).expect("it asks the next one");
+    let deadline = enrolment.next_deadline(start, News::default());
+    assert_eq!(
+        deadline.expect("a deadline").at,
+        start + Duration::from_millis(50)
+    );
+}
+
+#[test]
 fn who_loses_its_steward_goes_to_the_next_however_small_its_file_is() {
     let now = Instant::now();
     let (mut enrolment, first) = enlisted(now, Duration::from_millis(50));
