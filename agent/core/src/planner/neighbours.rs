@@ -20,6 +20,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// The shortest time between two questions to one member.
 const REFRESH: Duration = Duration::from_millis(500);
 
+/// The same after the very first one, if a steward says that it takes part: all who start together ask the origin at the same
+/// moment, and whoever hears from it first asks the others before they have.
+const FIRST_REFRESH: Duration = Duration::from_millis(50);
+
 /// Peers that stewards named and that are kept in mind; and members of the branch that are, so that each of ten
 /// thousand need not keep all.
 const MAX_KNOWN: usize = 256;
@@ -49,9 +53,16 @@ pub(super) struct Neighbours {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Asked { first: bool },
+    Asked {
+        first: bool,
+    },
     Joined,
-    Rests { until: Instant, asked_at: Instant },
+    Rests {
+        until: Instant,
+        asked_at: Instant,
+        /// Whether it was asked once only.
+        once: bool,
+    },
     Dropped,
 }
 
@@ -98,8 +109,13 @@ impl Neighbours {
             self.known.insert(peer);
         }
         // But not at once: stewards that name it again and again make nobody dial it without end.
-        if let Some(State::Rests { until, asked_at }) = self.peers.get_mut(&peer) {
-            *until = (*until).min(*asked_at + REFRESH);
+        if let Some(State::Rests {
+            until,
+            asked_at,
+            once,
+        }) = self.peers.get_mut(&peer)
+        {
+            *until = (*until).min(*asked_at + refresh(*once));
         }
         self.look = true;
     }
@@ -176,19 +192,23 @@ impl Neighbours {
     }
 
     pub(super) fn not_joined(&mut self, now: Instant, peer: PeerId, failure: JoinFailure) {
+        let once = self.peers.get(&peer) == Some(&State::Asked { first: true });
+        let rests = |time| State::Rests {
+            until: now + time,
+            asked_at: now,
+            once,
+        };
+        let was_named = self.known.remove(&peer);
         let state = match failure {
-            JoinFailure::Absent => State::Rests {
-                until: now + ASK_AGAIN,
-                asked_at: now,
-            },
-            JoinFailure::Busy { retry_after } => State::Rests {
-                until: now + retry_after.clamp(REFRESH, ASK_AGAIN * 4),
-                asked_at: now,
-            },
+            JoinFailure::Absent if was_named && once => {
+                self.known.insert(peer);
+                rests(refresh(once))
+            }
+            JoinFailure::Absent => rests(ASK_AGAIN),
+            JoinFailure::Busy { retry_after } => rests(retry_after.clamp(REFRESH, ASK_AGAIN * 4)),
             JoinFailure::Misbehaved => State::Dropped,
         };
         self.replace(peer, state);
-        self.known.remove(&peer);
         self.look = true;
     }
 
@@ -231,4 +251,9 @@ impl Neighbours {
         self.first_asked -= usize::from(was == Some(State::Asked { first: true }));
         was
     }
+}
+
+/// The shortest time until one is asked again that a steward has named.
+fn refresh(once: bool) -> Duration {
+    if once { FIRST_REFRESH } else { REFRESH }
 }

@@ -80,6 +80,45 @@ fn silent_members_cost_a_small_file_fifteen_milliseconds_where_who_lives_was_rea
     assert_eq!(now, start + Duration::from_millis(15));
 }
 
+/// When a member whose first question to a peer was in vain asks it again.
+fn asks_again_after(named_before: bool, named_after: bool) -> Duration {
+    let start = Instant::now();
+    let mut planner = in_branch(start, 2, OriginAccess::Ranges, &[peer(1)]);
+    let steward = steward_asked(&mut planner);
+    let names = Answer {
+        asked: true,
+        peers: vec![SwarmPeer {
+            peer: peer(1),
+            has_manifest: true,
+        }],
+        ..Answer::default()
+    };
+    let first = if named_before {
+        names.clone()
+    } else {
+        Answer::default()
+    };
+    planner.handle_answer(start, steward, &first);
+    drain(&mut planner);
+    planner.handle_not_joined(start, peer(1), JoinFailure::Absent);
+    if named_after {
+        planner.handle_answer(start, steward, &names);
+    }
+    let mut now = start;
+    while !drain(&mut planner).contains(&Action::Join { peer: peer(1) }) {
+        now = planner.next_deadline().expect("a deadline").at;
+        planner.handle_timeout(now);
+    }
+    now - start
+}
+
+#[test]
+fn who_was_asked_too_early_is_asked_again_soon_if_a_steward_says_that_it_takes_part() {
+    assert_eq!(asks_again_after(false, true), Duration::from_millis(50));
+    assert_eq!(asks_again_after(true, false), Duration::from_millis(50));
+    assert_eq!(asks_again_after(false, false), Duration::from_secs(3));
+}
+
 #[test]
 fn nobody_is_joined_before_the_steward_answers_or_a_moment_has_passed() {
     let start = Instant::now();
