@@ -66,7 +66,11 @@ pub(crate) fn transport_to(
 /// that is too long nothing comes back, three are sent of each length, and after each the other side is asked for an
 /// acknowledgement. Where 9,000 bytes were looked for behind 1,500 that was a third of all packets of a small swarm.
 fn largest_payload_to(address: SocketAddr) -> u16 {
-    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    let address = match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        // A link-local address is nothing without its interface.
+        IpAddr::V6(_) => address,
+    };
     payload_of(address, mtu_to(address).unwrap_or(USUAL_MTU))
 }
 

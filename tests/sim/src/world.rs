@@ -76,7 +76,7 @@ pub(crate) enum Event {
         to: MemberId,
         stream: u32,
     },
-    /// A stream to a steward is open.
+    /// There is a connection to a steward.
     StewardReached {
         from: MemberId,
         to: MemberId,
