@@ -94,26 +94,51 @@ impl Planner {
         let Some(segments) = self.blocks.segments_of(lease) else {
             return false;
         };
-        if self.origin.is_fetching_in(segments) {
-            return true;
-        }
-        let Some(run) = self.run_within(now, segments) else {
-            self.give_back(lease);
-            return false;
-        };
-        if self.origin.has_room() {
+        let (most_runs, most_bytes) = self.runs_of_a_lease();
+        while self.origin.runs_in(segments) < most_runs {
+            let Some(run) = self.run_within(now, segments, most_bytes) else {
+                break;
+            };
+            if !self.origin.has_room() {
+                return true;
+            }
             self.fetch(now, run, Right::Leased);
         }
-        true
+        let fetches = self.origin.runs_in(segments) > 0;
+        if !fetches {
+            self.give_back(lease);
+        }
+        fetches
     }
 
-    fn run_within(&mut self, now: Instant, segments: SegmentRange) -> Option<SegmentRange> {
+    /// How many runs a lease is fetched in at once, and the most bytes of each: in one, unless it is the only lease that the
+    /// content has.
+    fn runs_of_a_lease(&self) -> (usize, u64) {
+        if self.blocks.count() == 1 {
+            (2, self.half())
+        } else {
+            (1, u64::MAX)
+        }
+    }
+
+    /// No run by own right is longer, nor one of a content of one block. The question what is current has opened two
+    /// connections, and each doubles what it carries every round trip: half of the file comes sooner over each.
+    fn half(&self) -> u64 {
+        self.bytes.div_ceil(2)
+    }
+
+    fn run_within(
+        &mut self,
+        now: Instant,
+        segments: SegmentRange,
+        most_bytes: u64,
+    ) -> Option<SegmentRange> {
         if self.open.is_empty() {
             return None;
         }
         let worth_waiting_for = self.origin.bytes_per_sec() / 2;
         let held = self.peers.held(now, worth_waiting_for);
-        let run = first_run(self.open.set(), held, &self.lengths, segments, u64::MAX)?;
+        let run = first_run(self.open.set(), held, &self.lengths, segments, most_bytes)?;
         match self.origin.access() {
             OriginAccess::Closed => None,
             OriginAccess::Ranges => Some(run),
@@ -181,7 +206,7 @@ impl Planner {
             return None;
         }
         let company = self.enrolment.as_ref().is_some_and(|e| e.has_company());
-        let mut bytes = self.origin.run_bytes();
+        let mut bytes = self.origin.run_bytes().min(self.half());
         if company {
             // Others may be in the same position: short runs at first, at any place.
             let measured = self.origin.measured_bytes_per_sec();

@@ -238,10 +238,11 @@ impl OriginPlan {
             .collect()
     }
 
-    /// Whether a run in flight has segments in `range`.
-    pub(super) fn is_fetching_in(&self, range: SegmentRange) -> bool {
-        let meets = |run: &SegmentRange| run.first().0 < range.end() && range.first().0 < run.end();
-        self.runs.keys().any(meets)
+    /// How many runs in flight have segments in `range`.
+    pub(super) fn runs_in(&self, range: SegmentRange) -> usize {
+        let meets =
+            |run: &&SegmentRange| run.first().0 < range.end() && range.first().0 < run.end();
+        self.runs.keys().filter(meets).count()
     }
 
     /// All runs in flight; from now on they count as told to the steward.

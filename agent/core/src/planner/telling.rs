@@ -15,6 +15,10 @@ use super::neighbours::Neighbours;
 /// neighbours the packets cost more than the earlier word is worth.
 pub const TELL_EVERY: Duration = Duration::from_millis(60);
 
+/// Or such a part of the time that the origin needs for the whole: a content of a few segments has no more words than segments, and
+/// its last one is not to wait longer than it took to come.
+const LEAST_SHARE: u32 = 4;
+
 /// In a small swarm, where no segment goes over several members, it is such a part of the time that the origin would need
 /// for what is missing: the nearer the end, the sooner a word is worth its packet.
 const SHARE_OF_THE_REST: u32 = 50;
@@ -31,14 +35,15 @@ const RELAYS_TELL_LESS: u32 = 4;
 impl Planner {
     /// The least time between two words of this member to those who watch what it has.
     pub fn tell_every(&self) -> Duration {
+        let least = TELL_EVERY.min(self.origin_needs / LEAST_SHARE);
         if self.is_finished() || !self.everybody_hears_everybody() {
-            return TELL_EVERY;
+            return least;
         }
         let missing = self.done.size() - self.done.len();
         let rest = self
             .origin_needs
             .mul_f64(f64::from(missing) / f64::from(self.done.size().max(1)));
-        let every = (rest / SHARE_OF_THE_REST).max(TELL_EVERY);
+        let every = (rest / SHARE_OF_THE_REST).max(least);
         let fetches = !self.origin.is_idle() || !self.leases.is_empty();
         // What it fetched last may not have been told yet.
         if fetches || self.origin.has_brought_since(self.now, MOST) {

@@ -96,16 +96,48 @@ fn grants(first: u32, count: u32) -> Answer {
     }
 }
 
+fn range(first: u32, count: u32) -> SegmentRange {
+    SegmentRange::new(SegmentIndex(first), count).expect("a range")
+}
+
 fn drain(planner: &mut Planner) -> Vec<Action> {
     std::iter::from_fn(|| planner.poll_action()).collect()
 }
 
 #[test]
-fn without_peers_the_origin_is_asked_at_once() {
+fn without_peers_the_origin_is_asked_at_once_for_both_halves() {
     let now = Instant::now();
-    let mut planner = new_planner(now, 10, OriginAccess::Ranges);
-    let all = SegmentRange::new(SegmentIndex(0), 10).expect("ten segments");
-    assert_eq!(drain(&mut planner), [Action::FetchFromOrigin { run: all }]);
+    let mut planner = new_planner(now, 9, OriginAccess::Ranges);
+    let halves = [range(0, 5), range(5, 4)];
+    let halves = halves.map(|run| Action::FetchFromOrigin { run });
+    assert_eq!(drain(&mut planner), halves);
+}
+
+#[test]
+fn the_only_lease_of_a_content_is_fetched_in_two_halves_and_others_in_one_run() {
+    let now = Instant::now();
+    for (segments, runs) in [(3, &[range(0, 2), range(2, 1)][..]), (8, &[range(0, 4)])] {
+        let mut planner = in_branch(now, segments, OriginAccess::Ranges, &[peer(1)]);
+        let steward = steward_asked(&mut planner);
+        planner.handle_joined(now, peer(1), SegmentSet::empty(segments));
+        planner.handle_answer(now, steward, &grants(0, 1));
+        let fetches: Vec<_> = runs
+            .iter()
+            .map(|run| Action::FetchFromOrigin { run: *run })
+            .collect();
+        assert_eq!(transfers(&mut planner), fetches);
+        planner.handle_origin_run_ended(now, runs[0]);
+        let again = transfers(&mut planner);
+        assert_eq!(again, fetches[..1], "what did not come, and no more");
+    }
+}
+
+#[test]
+fn an_origin_without_ranges_sends_a_small_content_once() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 3, OriginAccess::WholeFileOnly);
+    let run = range(0, 3);
+    assert_eq!(drain(&mut planner), [Action::FetchFromOrigin { run }]);
 }
 
 #[test]
@@ -117,7 +149,6 @@ fn what_a_peer_holds_comes_from_the_peer_and_only_the_rest_of_a_lease_from_the_o
     (0..6).for_each(|i| assert!(have.insert(SegmentIndex(i))));
     planner.handle_joined(now, peer(1), have);
     planner.handle_answer(now, steward, &grants(0, 3));
-    let range = |first, count| SegmentRange::new(SegmentIndex(first), count).expect("a range");
     assert_eq!(
         transfers(&mut planner),
         [
@@ -152,18 +183,17 @@ fn a_lease_waits_for_members_to_join_but_no_longer_than_the_grace() {
 fn a_run_in_flight_at_the_origin_is_taken_back_when_a_peer_turns_up_that_holds_it() {
     let now = Instant::now();
     let mut planner = new_planner(now, 10, OriginAccess::Ranges);
-    let run = SegmentRange::new(SegmentIndex(0), 10).expect("ten segments");
     drain(&mut planner);
     planner.handle_stored(now, Source::Origin, SegmentIndex(0));
     planner.handle_joined(now, peer(1), SegmentSet::full(10));
-    let rest = SegmentRange::new(SegmentIndex(1), 9).expect("nine segments");
     assert_eq!(
         drain(&mut planner),
         [
-            Action::CancelOrigin { run },
+            Action::CancelOrigin { run: range(0, 5) },
+            Action::CancelOrigin { run: range(5, 5) },
             Action::Request {
                 peer: peer(1),
-                range: rest
+                range: range(1, 9)
             }
         ]
     );
@@ -187,7 +217,11 @@ fn a_liar_is_dropped_at_once_and_never_asked_again() {
     );
     assert!(matches!(
         actions[1..],
-        [Action::FetchFromOrigin { .. }, Action::DropPeer { .. }]
+        [
+            Action::FetchFromOrigin { .. },
+            Action::FetchFromOrigin { .. },
+            Action::DropPeer { .. }
+        ]
     ));
 }
 
@@ -299,7 +333,7 @@ fn a_peer_that_comes_and_goes_does_not_keep_the_origin_from_working() {
         .iter()
         .filter(|a| matches!(a, Action::CancelOrigin { .. }))
         .count();
-    assert_eq!(cancelled, 2);
+    assert_eq!(cancelled, 4, "both halves, twice");
 }
 
 #[test]

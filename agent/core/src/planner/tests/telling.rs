@@ -53,6 +53,22 @@ fn in_a_small_swarm_who_fetches_tells_more_often_than_the_others_and_the_end_soo
 }
 
 #[test]
+fn the_last_segment_of_a_small_content_does_not_wait_for_long() {
+    let now = Instant::now();
+    let mut planner = in_branch(now, 2, OriginAccess::Ranges, &[peer(1)]);
+    let steward = steward_asked(&mut planner);
+    let needs = OriginPace::default().time_for(2 * u64::from(SEGMENT_BYTES));
+    // Who fetches nothing only spreads the load.
+    assert_eq!(planner.tell_every(), needs);
+    planner.handle_answer(now, steward, &grants(0, 1));
+    assert_eq!(planner.tell_every(), needs / 4);
+    planner.handle_stored(now, Source::Origin, SegmentIndex(0));
+    planner.handle_stored(now, Source::Origin, SegmentIndex(1));
+    assert!(planner.is_finished());
+    assert_eq!(planner.tell_every(), needs / 4);
+}
+
+#[test]
 fn in_a_large_swarm_everybody_tells_as_often_as_pays() {
     let now = Instant::now();
     let (mut planner, steward) = member_of(now, 90, 40);
