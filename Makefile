@@ -35,6 +35,7 @@ bench:
 	$(CARGO) build --release --locked --workspace --bins --examples
 	BRANCHLINE_BIN=$(BIN)/branchline $(BIN)/branchline-bench
 	$(BIN)/branchline-sim --svg docs/swarm-growth.svg
+	$(BIN)/branchline-sim --troubles
 
 lint:
 	scripts/setup build

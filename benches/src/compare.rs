@@ -18,6 +18,7 @@ use crate::Extent;
 use crate::agents::PATIENCE;
 use crate::common_start::{FILE, Scene, Start};
 use crate::figures::mebibytes;
+use crate::rqbit::{self, LocalDiscovery};
 use crate::tools::find;
 use crate::work::{ensure_same, remove};
 
@@ -39,7 +40,7 @@ struct Contestant {
     run: fn(&Start) -> Result<f64>,
 }
 
-const CONTESTANTS: [Contestant; 5] = [
+const CONTESTANTS: [Contestant; 6] = [
     Contestant {
         name: "Branchline",
         needs: &[],
@@ -59,6 +60,11 @@ const CONTESTANTS: [Contestant; 5] = [
         name: "aria2, web seed, local discovery",
         needs: &["aria2c", "mktorrent"],
         run: aria2,
+    },
+    Contestant {
+        name: "rqbit, a seed at the origin, local discovery",
+        needs: &["rqbit"],
+        run: rqbit,
     },
     Contestant {
         name: "16 x curl",
@@ -230,6 +236,35 @@ fn aria2(start: &Start) -> Result<f64> {
     })
 }
 
+/// It knows no web seeds: the origin runs it, too, and offers the file.
+fn rqbit(start: &Start) -> Result<f64> {
+    let program = find("rqbit")?.context("no rqbit")?;
+    let home = start.work.folder("rqbit-seed")?;
+    let origin = start.lab.origin();
+    let seeding = rqbit::command(&program, &home, LocalDiscovery::Off)?;
+    let (_seed, magnet) = rqbit::share(seeding, origin, &start.file)?;
+    let folders = client_folders(start)?;
+    let begun = Instant::now();
+    let hosts = start.lab.members().iter().zip(&folders);
+    let begin = |(host, folder): (&Host, &PathBuf)| {
+        let mut command = rqbit::command(&program, folder, LocalDiscovery::On)?;
+        command.args(["-v", "info", "--listen-port", &rqbit::PORT.to_string()]);
+        rqbit::download(&mut command, origin, folder, &magnet);
+        host.spawn(command)
+    };
+    let clients = hosts.map(begin).collect::<Result<Vec<_>>>()?;
+    for client in &clients {
+        client.wait_for_line(PATIENCE, |line| {
+            line.contains("torrent finished downloading")
+        })?;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    drop(clients);
+    remove(&home)?;
+    ensure_brought(start, &folders)?;
+    Ok(seconds)
+}
+
 /// A torrent of the file with the origin as web seed and without a tracker.
 fn torrent(start: &Start) -> Result<PathBuf> {
     let path = start.work.path("file.torrent");
@@ -247,8 +282,7 @@ fn torrent(start: &Start) -> Result<PathBuf> {
 
 /// Starts a client on each machine in a folder of its own, and waits until `done` is in all of these.
 fn torrents(start: &Start, done: &str, client: impl Fn(&Path) -> Result<Command>) -> Result<f64> {
-    let folders = (0..MACHINES).map(|index| start.work.folder(&format!("client-{index}")));
-    let folders = folders.collect::<Result<Vec<_>>>()?;
+    let folders = client_folders(start)?;
     let begun = Instant::now();
     let hosts = start.lab.members().iter().zip(&folders);
     let begin = |(host, folder): (&Host, &PathBuf)| host.spawn(client(folder)?);
@@ -265,9 +299,20 @@ fn torrents(start: &Start, done: &str, client: impl Fn(&Path) -> Result<Command>
     }
     let seconds = begun.elapsed().as_secs_f64();
     drop(clients);
-    for folder in &folders {
+    ensure_brought(start, &folders)?;
+    Ok(seconds)
+}
+
+fn client_folders(start: &Start) -> Result<Vec<PathBuf>> {
+    let folder = |index| start.work.folder(&format!("client-{index}"));
+    (0..MACHINES).map(folder).collect()
+}
+
+/// Each of the folders has the file; they are removed.
+fn ensure_brought(start: &Start, folders: &[PathBuf]) -> Result<()> {
+    for folder in folders {
         ensure_same(&start.file, &folder.join(FILE))?;
         remove(folder)?;
     }
-    Ok(seconds)
+    Ok(())
 }

@@ -23,6 +23,7 @@ mod never_slower;
 mod packages;
 mod profile;
 mod publish;
+mod rqbit;
 mod small_file;
 mod threads;
 mod tools;

@@ -132,15 +132,19 @@ impl WriteBack {
                 self.bytes += u64::from(*length);
             }
         }
-        let (after, least) = WRITE_BACK_SLOWLY;
-        let slowly = self.bytes >= least && self.begun.elapsed() >= after;
-        if self.bytes >= WRITE_BACK_BYTES || slowly {
+        if is_due(self.bytes, self.begun.elapsed()) {
             self.bytes = 0;
             self.begun = Instant::now();
             // One that is still at it will see what came meanwhile.
             let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
         }
     }
+}
+
+/// Whether write-back is to begin of so many bytes, so long after it began last.
+fn is_due(bytes: u64, since: Duration) -> bool {
+    let (after, least) = WRITE_BACK_SLOWLY;
+    bytes >= WRITE_BACK_BYTES || bytes >= least && since >= after
 }
 
 /// Verifies a batch, and writes what is right of it.
@@ -257,6 +261,15 @@ mod tests {
     use branchline_hashing::{FixedSegments, ManifestBuilder, SegmentingParameters, Sha256Digest};
 
     use super::*;
+
+    #[test]
+    fn the_disk_begins_with_what_comes_slowly_before_there_is_much_of_it() {
+        let due = |bytes, seconds| is_due(bytes, Duration::from_secs(seconds));
+        assert!(due(64 << 20, 0));
+        assert!(!due((64 << 20) - 1, 1));
+        assert!(due(2 << 20, 2));
+        assert!(!due((2 << 20) - 1, 60), "too little to wake the disk for");
+    }
 
     #[tokio::test]
     async fn only_right_segments_reach_the_file() {

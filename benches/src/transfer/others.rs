@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use branchline_lab::{Finished, Host, Origin, OriginOptions, Process};
 
 use crate::bare;
+use crate::rqbit::{self, LocalDiscovery};
 use crate::threads::Cpu;
 use crate::transfer::{Contestant, FILE, Sample, Stage};
 use crate::work::{ensure_same, remove};
@@ -17,11 +18,8 @@ use crate::work::{ensure_same, remove};
 /// The longest a transfer may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// sendme hashes the whole file before it offers it, rqbit too.
+/// sendme hashes the whole file before it offers it.
 const START_PATIENCE: Duration = Duration::from_secs(120);
-
-/// rqbit's own default is any free port, which it does not print.
-const RQBIT_PORT: u16 = 4240;
 
 /// A client run to its end beside a server that goes on.
 fn sample(server: &mut Process, host: &Host, client: Command) -> Result<(Sample, Finished)> {
@@ -179,7 +177,6 @@ impl Contestant for Sendme<'_> {
     }
 }
 
-/// rqbit: BitTorrent, SHA-1.
 pub(crate) struct Rqbit<'a> {
     stage: &'a Stage,
     program: PathBuf,
@@ -189,13 +186,8 @@ pub(crate) struct Rqbit<'a> {
 
 impl<'a> Rqbit<'a> {
     pub(crate) fn new(stage: &'a Stage, program: PathBuf) -> Result<Self> {
-        let mut share = rqbit(&program, stage)?;
-        share.args(["--listen-port", &RQBIT_PORT.to_string(), "share"]);
-        share.arg(stage.file());
-        let server = stage.lab.member(0).spawn(share)?;
-        let is_link = |line: &str| line.contains("magnet:");
-        let line = server.wait_for_line(START_PATIENCE, is_link)?;
-        let magnet = line.rsplit(' ').next().context("no link")?.to_owned();
+        let command = rqbit(&program, stage)?;
+        let (server, magnet) = rqbit::share(command, stage.lab.member(0), &stage.file())?;
         Ok(Self {
             stage,
             program,
@@ -205,21 +197,8 @@ impl<'a> Rqbit<'a> {
     }
 }
 
-/// Without what would look for peers elsewhere.
 fn rqbit(program: &Path, stage: &Stage) -> Result<Command> {
-    let home = stage.work.path("rqbit-home");
-    std::fs::create_dir_all(&home)?;
-    let mut command = Command::new(program);
-    command.args([
-        "-v",
-        "error",
-        "--disable-dht",
-        "--disable-lsd",
-        "--disable-trackers",
-    ]);
-    command.args(["--disable-upnp-port-forward"]);
-    command.env("HOME", &home).env_remove("XDG_CACHE_HOME");
-    Ok(command)
+    rqbit::command(program, &stage.work.path("rqbit-home"), LocalDiscovery::Off)
 }
 
 impl Contestant for Rqbit<'_> {
@@ -229,16 +208,13 @@ impl Contestant for Rqbit<'_> {
 
     fn run(&mut self, _it_chooses_the_name: &Path) -> Result<Sample> {
         let folder = self.stage.work.folder("rqbit-receiver")?;
-        let address = self.stage.lab.member(0).address();
-        let mut download = rqbit(&self.program, self.stage)?;
-        download.args(["download", "--exit-on-finish", "--disable-http-api"]);
-        download.args(["--initial-peers", &format!("{address}:{RQBIT_PORT}")]);
-        download
-            .arg("--output-folder")
-            .arg(&folder)
-            .arg(&self.magnet);
+        let mut command = rqbit(&self.program, self.stage)?;
+        command.args(["-v", "error"]);
+        let seed = self.stage.lab.member(0);
+        rqbit::download(&mut command, seed, &folder, &self.magnet);
+        command.arg("--exit-on-finish");
         let host = self.stage.lab.member(1);
-        let (sample, _) = sample(&mut self.server, host, download)?;
+        let (sample, _) = sample(&mut self.server, host, command)?;
         ensure_same(&self.stage.file(), &folder.join(FILE))?;
         Ok(sample)
     }

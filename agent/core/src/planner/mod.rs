@@ -50,7 +50,7 @@ use peers::Peers;
 
 pub use action::{Action, Arrival, JoinFailure, OriginAccess, RunFailure, Source, Waiting};
 pub use neighbours::MAX_NEIGHBOURS;
-pub(crate) use patience::{AnswerPatience, answer_patience, steward_goes_first, wait_for_others};
+pub(crate) use patience::{AnswerPatience, answer_patience, wait_for_others};
 pub use peers::DropReason;
 pub use setup::{OriginPace, Setup, Sharing};
 pub use telling::TELL_EVERY;
@@ -70,12 +70,6 @@ pub const FIRST_ANSWER: Duration = Duration::from_millis(500);
 
 /// After so many stalls in one transfer a peer is not asked again.
 pub const STALLS_ALLOWED: u32 = 2;
-
-/// What is waited for at the beginning, and how long.
-struct StartWaits {
-    answer: AnswerPatience,
-    steward_goes_first: Duration,
-}
 
 /// Plans one transfer. See the module's text.
 #[derive(Debug)]
@@ -109,8 +103,6 @@ pub struct Planner {
     lacks: Vec<u32>,
     returned: Vec<BlockRange>,
     news: News,
-    /// Until when members are not asked to join unless a steward has answered.
-    steward_goes_first_until: Option<Instant>,
     /// Until when the origin waits for members that were asked to join.
     grace_until: Option<Instant>,
     /// The last time that was told.
@@ -143,14 +135,6 @@ impl Planner {
             first_answer: FIRST_ANSWER.min(patience.wait()) + sending,
             stall: PEER_STALL + sending,
         };
-        let waits = StartWaits {
-            answer: answer_patience(
-                pace,
-                bytes,
-                sharing.as_ref().is_some_and(|sharing| sharing.warmed),
-            ),
-            steward_goes_first: steward_goes_first(pace, bytes),
-        };
         let held = blocks.held_of(&done);
         let open = Open::new(blocks, done.complement());
         let lacks = open.of_blocks().to_vec();
@@ -177,20 +161,20 @@ impl Planner {
             lacks,
             returned: Vec::new(),
             news: News::default(),
-            steward_goes_first_until: None,
             grace_until: None,
             now,
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
             actions: VecDeque::new(),
         };
         if let Some(sharing) = sharing {
-            planner.share(now, sharing, waits);
+            let patience = answer_patience(pace, planner.bytes, sharing.warmed);
+            planner.share(now, sharing, patience);
         }
         planner.plan(now);
         planner
     }
 
-    fn share(&mut self, now: Instant, sharing: Sharing, waits: StartWaits) {
+    fn share(&mut self, now: Instant, sharing: Sharing, patience: AnswerPatience) {
         let Sharing {
             me,
             swarm,
@@ -199,10 +183,9 @@ impl Planner {
             warmed: _,
         } = sharing;
         let enrolment =
-            enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, waits.answer));
+            enrolment.unwrap_or_else(|| Enrolment::new(now, me, swarm, &members, patience));
         // Members that were silent while the manifest was sought are not waited for once more.
-        self.grace_until = Some(enrolment.began() + JOIN_GRACE.min(waits.answer.unreached));
-        self.steward_goes_first_until = Some(enrolment.began() + waits.steward_goes_first);
+        self.grace_until = Some(enrolment.began() + JOIN_GRACE.min(patience.unreached));
         self.enrolment = Some(enrolment);
         self.neighbours = Some(Neighbours::new(&members, me, &mut self.rng));
         // The steward knows nothing of what this member would fetch.
@@ -258,8 +241,9 @@ impl Planner {
         let news = self.current_news();
         [
             later(
-                self.steward_goes_first_until
-                    .filter(|_| self.steward_goes_first()),
+                self.enrolment
+                    .as_ref()
+                    .and_then(Enrolment::steward_is_asked_alone_until),
                 "the steward to answer before others are asked",
             ),
             later(
@@ -543,7 +527,8 @@ impl Planner {
     }
 
     fn plan_neighbours(&mut self, now: Instant) {
-        if self.steward_goes_first() {
+        let enrolment = self.enrolment.as_ref();
+        if enrolment.is_some_and(|enrolment| enrolment.asks_the_steward_alone(self.now)) {
             return;
         }
         let alone = self.is_alone();
@@ -566,16 +551,6 @@ impl Planner {
     /// No steward says what this member may fetch.
     fn is_alone(&self) -> bool {
         self.enrolment.as_ref().is_none_or(Enrolment::is_alone)
-    }
-
-    /// Whether the others are left alone until the steward has answered.
-    fn steward_goes_first(&self) -> bool {
-        let waits = self.steward_goes_first_until;
-        waits.is_some_and(|until| self.now < until)
-            && self
-                .enrolment
-                .as_ref()
-                .is_some_and(Enrolment::awaits_first_answer)
     }
 
     fn awaits_first(&self) -> bool {

@@ -26,8 +26,8 @@ const ANSWER: std::ops::RangeInclusive<Duration> =
 /// that is there takes a few milliseconds. For small files only: large ones can wait for a machine that is busy.
 const WARMED: Duration = Duration::from_millis(15);
 
-/// See [`steward_goes_first`]: a busy machine's answer.
-const STEWARD_GOES_FIRST: Duration = Duration::from_millis(150);
+/// See [`AnswerPatience::steward_alone`]: a busy machine's answer.
+const STEWARD_ALONE: Duration = Duration::from_millis(150);
 
 /// The runs that a steward lets be fetched at once, which share the line.
 const RUNS_AT_ONCE: u64 = 8;
@@ -91,24 +91,35 @@ pub(crate) struct AnswerPatience {
     pub(crate) whole: Duration,
     /// What of it one has that was not even reached, and others that are asked to join.
     pub(crate) unreached: Duration,
+    /// How long the others are not asked for anything, unless the steward answers before: who asks all at one moment has all
+    /// busy with handshakes, the steward with them. For a small file there is no time for that.
+    pub(crate) steward_alone: Duration,
+}
+
+#[cfg(test)]
+impl AnswerPatience {
+    /// All have `whole`, and all are asked at once.
+    pub(crate) fn of(whole: Duration) -> Self {
+        Self {
+            whole,
+            unreached: whole,
+            steward_alone: Duration::ZERO,
+        }
+    }
 }
 
 /// `warmed`: connections to all were begun long before.
 pub(crate) fn answer_patience(pace: OriginPace, bytes: u64, warmed: bool) -> AnswerPatience {
     let whole = (pace.time_for(bytes) / SHARE).clamp(*ANSWER.start(), *ANSWER.end());
     let is_small = whole == *ANSWER.start();
-    let unreached = if warmed && is_small { WARMED } else { whole };
-    AnswerPatience { whole, unreached }
-}
-
-/// How long the others are not asked for anything, unless the steward answers before: who asks all at one moment has all busy
-/// with handshakes, the steward with them. A file so small that the wait for a steward is the least has no time for that.
-pub(crate) fn steward_goes_first(pace: OriginPace, bytes: u64) -> Duration {
-    let patience = answer_patience(pace, bytes, false).whole;
-    if patience == *ANSWER.start() {
-        Duration::ZERO
-    } else {
-        (patience / 2).min(STEWARD_GOES_FIRST)
+    AnswerPatience {
+        whole,
+        unreached: if warmed && is_small { WARMED } else { whole },
+        steward_alone: if is_small {
+            Duration::ZERO
+        } else {
+            (whole / 2).min(STEWARD_ALONE)
+        },
     }
 }
 

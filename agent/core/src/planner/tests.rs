@@ -437,10 +437,7 @@ fn members_that_were_silent_while_the_manifest_was_sought_are_not_waited_for_aga
     let began = Instant::now();
     let members = [peer(1), peer(2)].into();
     let whole = Duration::from_millis(200);
-    let patience = AnswerPatience {
-        whole,
-        unreached: whole,
-    };
+    let patience = AnswerPatience::of(whole);
     let mut enrolment = Enrolment::new(began, me(), swarm(), &members, patience);
     enrolment.take_enlist(began).expect("it enlists");
     let now = began + whole;

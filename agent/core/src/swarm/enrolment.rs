@@ -62,6 +62,8 @@ pub struct Enrolment {
     has_company: bool,
     /// When others were asked for the first time.
     began: Instant,
+    /// Until when only the steward is asked for anything, unless one has answered.
+    steward_alone_until: Instant,
     phase: Phase,
     /// For the first answer of the very first; of each; of one that was reached; and how many are tried.
     first_patience: Duration,
@@ -139,7 +141,11 @@ impl Enrolment {
         members: &BTreeSet<PeerId>,
         patience: AnswerPatience,
     ) -> Self {
-        let AnswerPatience { whole, unreached } = patience;
+        let AnswerPatience {
+            whole,
+            unreached,
+            steward_alone,
+        } = patience;
         let tries = whole.as_millis() / STEWARD_PATIENCE.as_millis();
         let mut enrolment = Self {
             me,
@@ -147,6 +153,7 @@ impl Enrolment {
             rank: Vec::new(),
             has_company: false,
             began: now,
+            steward_alone_until: now + steward_alone,
             phase: Phase::Alone {
                 asked: None,
                 again_at: None,
@@ -189,9 +196,15 @@ impl Enrolment {
         matches!(self.phase, Phase::Asked { .. } | Phase::ToEnlist { .. })
     }
 
-    /// Whether no steward has ever answered.
-    pub(crate) fn awaits_first_answer(&self) -> bool {
-        self.awaits_answer() && !self.was_served
+    /// Whether the others are left alone for now: the steward is asked, and none has ever answered.
+    pub(crate) fn asks_the_steward_alone(&self, now: Instant) -> bool {
+        let until = self.steward_is_asked_alone_until();
+        until.is_some_and(|until| now < until)
+    }
+
+    /// Until when, unless a steward answers; `None` when one has, or none is asked.
+    pub(crate) fn steward_is_asked_alone_until(&self) -> Option<Instant> {
+        (self.awaits_answer() && !self.was_served).then_some(self.steward_alone_until)
     }
 
     /// When the search for others began: it may have been for the manifest.

@@ -13,9 +13,7 @@ use branchline_hashing::SwarmId;
 use super::{
     Answer, BlockSet, Blocks, Enlist, Enrolment, Heard, ManifestLease, News, Report, Want,
 };
-use crate::planner::{
-    JOIN_GRACE, MAX_NEIGHBOURS, OriginPace, answer_patience, steward_goes_first, wait_for_others,
-};
+use crate::planner::{JOIN_GRACE, MAX_NEIGHBOURS, OriginPace, answer_patience, wait_for_others};
 use crate::{Deadline, PeerId};
 
 /// What is known when the head is.
@@ -114,8 +112,6 @@ pub struct ManifestPlan {
     /// The branch's members, where they are few; and whom of them to ask once it is time.
     members: BTreeSet<PeerId>,
     to_ask: Vec<PeerId>,
-    /// Until when only the steward is asked, unless it has answered.
-    steward_goes_first_until: Instant,
     /// Whom was asked, and whether an answer is due.
     asked: BTreeMap<PeerId, Ask>,
     origin: Origin,
@@ -166,7 +162,6 @@ impl ManifestPlan {
             me,
             members: BTreeSet::new(),
             to_ask: Vec::new(),
-            steward_goes_first_until: now + steward_goes_first(pace, content_bytes),
             asked: BTreeMap::new(),
             origin: if origin_open {
                 Origin::Open
@@ -202,7 +197,7 @@ impl ManifestPlan {
         let open = self.origin == Origin::Open;
         [
             later(
-                Some(self.steward_goes_first_until).filter(|_| self.steward_goes_first()),
+                self.enrolment.steward_is_asked_alone_until(),
                 "the steward to answer before others are asked",
             ),
             later(
@@ -309,10 +304,6 @@ impl ManifestPlan {
         self.to_ask.extend(new);
     }
 
-    fn steward_goes_first(&self) -> bool {
-        self.now < self.steward_goes_first_until && self.enrolment.awaits_first_answer()
-    }
-
     /// Who failed is asked again when a steward names it: it has the manifest by now.
     fn ask(&mut self, peer: PeerId) {
         let asked = self.asked.values().filter(|ask| **ask == Ask::Asked);
@@ -327,7 +318,7 @@ impl ManifestPlan {
 
     fn plan(&mut self, now: Instant) {
         self.now = self.now.max(now);
-        if !self.steward_goes_first() {
+        if !self.enrolment.asks_the_steward_alone(self.now) {
             let to_ask = std::mem::take(&mut self.to_ask);
             to_ask.into_iter().for_each(|peer| self.ask(peer));
         }

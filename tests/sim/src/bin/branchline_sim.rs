@@ -1,11 +1,11 @@
-//! `branchline-sim [--seeds N] [--svg PATH] [MEMBERS...]`: simulates branches of several sizes and prints
-//! figures beside goals, never a verdict.
+//! `branchline-sim [--troubles] [--seeds N] [--svg PATH] [MEMBERS...]`: simulates branches of several sizes, or what goes
+//! wrong in some of them, and prints figures beside goals, never a verdict.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use branchline_sim::table::{self, Row};
-use branchline_sim::{Joins, plot};
+use branchline_sim::{Joins, plot, troubles_table};
 use clap::Parser;
 
 /// Simulates branches of several sizes and prints figures beside goals.
@@ -18,6 +18,9 @@ struct Arguments {
     /// Seeds of each: 1, 2, and so on. The table has the worst.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
+    /// Prints the table of what goes wrong, of short files and of long segments instead.
+    #[arg(long, conflicts_with_all = ["members", "seeds", "svg"])]
+    troubles: bool,
     /// Draws the growth of the figures, for a common start, into this file.
     #[arg(long)]
     svg: Option<PathBuf>,
@@ -27,8 +30,13 @@ fn main() -> Result<()> {
     let Arguments {
         members,
         seeds,
+        troubles,
         svg,
     } = Arguments::parse();
+    if troubles {
+        troubles_table(|line| println!("{line}"));
+        return Ok(());
+    }
     let seeds: Vec<u64> = (1..=seeds).collect();
     println!("{}", table::head());
     let rows = table::table(&members, &seeds, |row| println!("{}", table::line(row)));

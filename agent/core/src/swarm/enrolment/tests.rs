@@ -10,15 +10,10 @@ fn members(numbers: impl IntoIterator<Item = u8>) -> BTreeSet<PeerId> {
     numbers.into_iter().map(peer).collect()
 }
 
-fn patience(whole: Duration) -> AnswerPatience {
-    let unreached = whole;
-    AnswerPatience { whole, unreached }
-}
-
 /// A member of a branch of ten that has so much patience, and the steward that has answered it.
 fn enlisted(now: Instant, patience: Duration) -> (Enrolment, PeerId) {
     let swarm = SwarmId::from_bytes([7; 32]);
-    let patience = self::patience(patience);
+    let patience = AnswerPatience::of(patience);
     let mut enrolment = Enrolment::new(now, peer(100), swarm, &members(1..10), patience);
     let steward = enrolment.take_enlist(now).expect("it enlists");
     assert_eq!(enrolment.handle_answer(now, steward, true, 0), Heard::First);
@@ -52,19 +47,19 @@ fn asks(patience: AnswerPatience, reached: bool) -> Vec<u64> {
 
 #[test]
 fn a_steward_that_was_reached_has_the_time_of_three_and_the_whole_wait_is_no_longer() {
-    let long = patience(Duration::from_millis(1200));
+    let long = AnswerPatience::of(Duration::from_millis(1200));
     assert_eq!(asks(long, false), [0, 300, 600, 900]);
     assert_eq!(asks(long, true), [0, 900, 1200]);
     // A small file has no time for that.
     for millis in [50, 300] {
-        let short = patience(Duration::from_millis(millis));
+        let short = AnswerPatience::of(Duration::from_millis(millis));
         assert_eq!(asks(short, false), [0, millis]);
         assert_eq!(asks(short, true), [0, millis]);
     }
     // Unless who lives was reached before.
     let warmed = AnswerPatience {
-        whole: Duration::from_millis(50),
         unreached: Duration::from_millis(15),
+        ..AnswerPatience::of(Duration::from_millis(50))
     };
     assert_eq!(asks(warmed, false), [0, 15]);
     assert_eq!(asks(warmed, true), [0, 50]);
@@ -75,7 +70,7 @@ fn a_steward_that_was_reached_and_goes_late_leaves_time_for_one_more() {
     let start = Instant::now();
     for (lost_after, alone_after) in [(100, 700), (890, 1190)] {
         let swarm = SwarmId::from_bytes([7; 32]);
-        let patience = patience(Duration::from_millis(1200));
+        let patience = AnswerPatience::of(Duration::from_millis(1200));
         let mut enrolment = Enrolment::new(start, peer(100), swarm, &members(1..10), patience);
         let first = enrolment.take_enlist(start).expect("it enlists");
         enrolment.handle_reached(first);
@@ -95,8 +90,8 @@ fn a_steward_that_was_reached_and_goes_late_leaves_time_for_one_more() {
 fn a_second_steward_has_the_usual_time_though_the_first_was_to_be_there_at_once() {
     let start = Instant::now();
     let warmed = AnswerPatience {
-        whole: Duration::from_millis(50),
         unreached: Duration::from_millis(15),
+        ..AnswerPatience::of(Duration::from_millis(50))
     };
     let swarm = SwarmId::from_bytes([7; 32]);
     let mut enrolment = Enrolment::new(start, peer(100), swarm, &members(1..10), warmed);
