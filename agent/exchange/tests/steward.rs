@@ -268,6 +268,47 @@ async fn a_peer_gets_only_so_many_places_and_so_do_all_together() {
     assert_eq!(enlisted(&mut events).await.0, bob.peer);
 }
 
+/// Resident memory of this process in bytes.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kibibytes.map_or(0, |number| number.parse::<u64>().expect("a number") << 10)
+}
+
+/// `docs/exchange.md` has what this prints.
+#[tokio::test]
+async fn a_steward_has_a_thousand_members() {
+    const MEMBERS: usize = 1000;
+    let (alice, mut events) = Agent::steward(options(), &[]);
+    let house = RawPeer::start();
+    let members: Vec<RawPeer> = (0..MEMBERS).map(|_| house.housemate()).collect();
+    let (before, begun) = (resident_bytes(), std::time::Instant::now());
+    let mut streams = Vec::new();
+    let mut seats = Vec::new();
+    for member in &members {
+        let connection = member.dial(&alice).await;
+        let enlistment = RequesterMessage::Enlist(enlist(1)).to_bytes();
+        let stream = say(&connection, &[enlistment]).await;
+        let (peer, _, answers) = enlisted(&mut events).await;
+        assert_eq!(peer, member.peer);
+        streams.push((connection, stream));
+        seats.push(answers);
+    }
+    let each = (resident_bytes().saturating_sub(before)) / MEMBERS as u64;
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("a member: {each} bytes and {seconds:.2} ms, both sides");
+    for answers in &seats {
+        answers.try_send(answer(1)).expect("room");
+    }
+    let said = ResponderMessage::Answer(answer(1)).to_bytes();
+    for (_connection, (_send, receive)) in &mut streams {
+        let mut heard = vec![0; said.len()];
+        soon(receive.read_exact(&mut heard)).await.expect("told");
+        assert_eq!(heard, said);
+    }
+}
+
 #[tokio::test]
 async fn announcements_come_in_order_and_end_with_the_stream() {
     let (alice, mut events) = Agent::steward(options(), &[]);

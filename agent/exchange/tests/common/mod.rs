@@ -30,7 +30,10 @@ use tokio::sync::{mpsc, watch};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn identity() -> Identity {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    // In memory, where there is such a folder: an identity is synced to its disk.
+    let memory = tempfile::tempdir_in("/dev/shm");
+    let folder = memory.or_else(|_| tempfile::tempdir());
+    let folder = folder.expect("a temporary folder");
     Identity::load_or_create(&folder.path().join("identity")).expect("an identity")
 }
 
@@ -420,6 +423,16 @@ impl RawPeer {
 
     pub fn address(&self) -> SocketAddr {
         self.endpoint.local_addr().expect("bound")
+    }
+
+    /// Somebody else at the same address, who only dials.
+    pub fn housemate(&self) -> Self {
+        let identity = identity();
+        Self {
+            peer: identity.peer_id(),
+            endpoint: self.endpoint.clone(),
+            identity,
+        }
     }
 
     pub async fn accept(&self) -> quinn::Connection {
