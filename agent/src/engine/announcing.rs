@@ -1,10 +1,12 @@
 //! Tells the stewards what this agent holds. One task owns the sans-IO [`Announcements`].
 //!
 //! A content counts as held from the moment its file is complete; from the agent's start on, what the store
-//! holds wholly. That some of it was evicted since, whoever joins is told by this agent itself.
+//! holds wholly. Where segments were evicted, the store is looked through again, for a steward leases nothing of what
+//! it believes to be here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use branchline_core::PeerId;
 use branchline_core::swarm::{AnnouncementWord, Announcements};
@@ -13,7 +15,7 @@ use branchline_hashing::SwarmId;
 use branchline_store::{ContentSummary, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::planned::{changed, ids};
@@ -26,6 +28,13 @@ const HELD_QUEUE: usize = 64;
 
 /// Words that wait for one steward; one that is further behind is lost, and told all anew.
 const WORD_QUEUE: usize = 16;
+
+/// How often it is asked whether the store has forgotten segments.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The least time between two looks through the store: a full one loses segments with every download, and a million of
+/// them take two seconds.
+const STOCKTAKING_EVERY: Duration = Duration::from_secs(60);
 
 /// What happened to a content of this agent.
 #[derive(Debug)]
@@ -94,6 +103,9 @@ struct Teller {
     streams: BTreeMap<PeerId, Stream>,
     opened_so_far: u64,
     work: JoinSet<(PeerId, u64)>,
+    /// What the store had forgotten when it was looked through last, and when that was.
+    forgotten: u64,
+    stock_taken: Instant,
 }
 
 struct Stream {
@@ -118,6 +130,8 @@ impl Teller {
             streams: BTreeMap::new(),
             opened_so_far: 0,
             work: JoinSet::new(),
+            forgotten: 0,
+            stock_taken: Instant::now(),
         }
     }
 
@@ -125,8 +139,12 @@ impl Teller {
         let mut members = self.shared.members.clone();
         let present = ids(&members.borrow_and_update());
         self.announcements.handle_members(now(), &present);
-        let stored = self.stored().await;
-        self.announcements.handle_held(stored);
+        // What was completed meanwhile waits in the queue.
+        if let Some(stored) = self.stored().await {
+            self.announcements.handle_held(stored);
+        }
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.speak().await;
             let deadline = self.announcements.next_deadline();
@@ -141,22 +159,43 @@ impl Teller {
                 }
                 Some(ended) = self.work.join_next() => self.stream_ended(ended.ok()),
                 () = sleep_until(until) => self.announcements.handle_timeout(now()),
+                _ = look.tick() => self.take_stock().await,
             }
         }
     }
 
-    /// What the store holds completely and others may have.
-    async fn stored(&self) -> BTreeSet<SwarmId> {
+    /// Where the store has lost segments since the last time, what it holds is told anew.
+    async fn take_stock(&mut self) {
+        let forgotten = self.shared.store.stats().forgotten_segments;
+        let first = self.forgotten == 0;
+        let rests = !first && self.stock_taken.elapsed() < STOCKTAKING_EVERY;
+        if forgotten == self.forgotten || rests {
+            return;
+        }
+        self.stock_taken = Instant::now();
+        if let Some(stored) = self.stored().await {
+            self.forgotten = forgotten;
+            self.announcements.handle_stock(&stored);
+            let whole = stored.len();
+            tracing::debug!(
+                whole,
+                "segments were evicted: what is here was looked through"
+            );
+        }
+    }
+
+    /// What the store holds completely and others may have; `None` when it cannot be listed.
+    async fn stored(&self) -> Option<BTreeSet<SwarmId>> {
         let store = self.shared.store.clone();
         let held = tokio::task::spawn_blocking(move || held_in(&store)).await;
         match held {
-            Ok(Ok(held)) => held,
+            Ok(Ok(held)) => Some(held),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the store cannot be listed; nothing of it is announced");
-                BTreeSet::new()
+                tracing::warn!(%error, "the store cannot be listed; what it holds is not announced anew");
+                None
             }
             // The runtime is going down.
-            Err(_) => BTreeSet::new(),
+            Err(_) => None,
         }
     }
 

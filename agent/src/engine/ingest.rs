@@ -129,6 +129,8 @@ fn run(store: &Store, held: &HeldQueue, mut queue: mpsc::Receiver<Job>, stop: &A
             return;
         }
         match ingest(store, &job, stop) {
+            // While it was not here yet, a look through the store may have found that it was not.
+            Ok(()) if job.content.is_shared() => held.add(job.content.key.swarm_id()),
             Ok(()) => {}
             Err(error) => {
                 tracing::warn!(%error, url = %job.url, "a download was not cached");

@@ -101,6 +101,15 @@ impl Announcements {
         }
     }
 
+    /// What this agent holds has been looked through: these completely, and nothing else.
+    pub fn handle_stock(&mut self, whole: &BTreeSet<SwarmId>) {
+        let gone = self.held.keys().filter(|swarm| !whole.contains(*swarm));
+        let gone: Vec<SwarmId> = gone.copied().collect();
+        gone.into_iter()
+            .for_each(|swarm| self.handle_released(swarm));
+        self.handle_held(whole.iter().copied());
+    }
+
     /// The branch's live members by now; this agent among them or not.
     pub fn handle_members(&mut self, now: Instant, members: &BTreeSet<PeerId>) {
         let others = members.iter().copied().filter(|member| *member != self.me);
@@ -260,6 +269,7 @@ mod tests {
     enum Event {
         Held(u8),
         Released(u8),
+        Stock(BTreeSet<u8>),
         Members(BTreeSet<u8>),
         Lost(u8),
         Later(u16),
@@ -269,6 +279,7 @@ mod tests {
         prop_oneof![
             (0u8..40).prop_map(Event::Held),
             (0u8..40).prop_map(Event::Released),
+            prop::collection::btree_set(0u8..40, 0..8).prop_map(Event::Stock),
             prop::collection::btree_set(1u8..9, 0..8).prop_map(Event::Members),
             (1u8..9).prop_map(Event::Lost),
             (0u16..4000).prop_map(Event::Later),
@@ -311,6 +322,10 @@ mod tests {
                     Event::Released(number) => {
                         held.remove(&swarm(number));
                         announcements.handle_released(swarm(number));
+                    }
+                    Event::Stock(numbers) => {
+                        held = numbers.into_iter().map(swarm).collect();
+                        announcements.handle_stock(&held);
                     }
                     Event::Members(numbers) => {
                         let after: BTreeSet<PeerId> = numbers.into_iter().map(peer).collect();
