@@ -43,9 +43,16 @@ pub(crate) fn share(mut rqbit: Command, host: &Host, file: &Path) -> Result<(Pro
     Ok((server, magnet))
 }
 
-/// Has `rqbit` fetch what `magnet` names into `folder`; `seed` has it all.
-pub(crate) fn download(rqbit: &mut Command, seed: &Host, folder: &Path, magnet: impl AsRef<OsStr>) {
+/// Has `rqbit` fetch what `magnet` names into `folder`, from these.
+pub(crate) fn download<'a>(
+    rqbit: &mut Command,
+    peers: impl IntoIterator<Item = &'a Host>,
+    folder: &Path,
+    magnet: impl AsRef<OsStr>,
+) {
+    let address = |peer: &Host| format!("{}:{PORT}", peer.address());
+    let peers: Vec<String> = peers.into_iter().map(address).collect();
     rqbit.args(["download", "--disable-http-api", "--initial-peers"]);
-    rqbit.arg(format!("{}:{PORT}", seed.address()));
+    rqbit.arg(peers.join(","));
     rqbit.arg("--output-folder").arg(folder).arg(magnet);
 }

@@ -18,7 +18,8 @@ pub enum Resume {
     /// Always. For bytes that the caller verifies segment by segment.
     Always,
     /// Always, but by ranges alone: an origin that answers one with the whole file, or with another
-    /// range, is not asked twice. For callers with several ranges, who would get the file for each.
+    /// range, is not asked twice, nor one that is busy. For callers with several ranges, who would get the file for each,
+    /// and who know better than this one when there is room again.
     AlwaysByRanges,
 }
 
@@ -191,7 +192,8 @@ impl RangeReader {
 
     fn fail(&mut self, error: OriginError) -> Result<(), OriginError> {
         self.body = None;
-        if self.wants_ranges() && matches!(error, OriginError::BadRange { .. }) {
+        let tell = matches!(error, OriginError::BadRange { .. }) || error.is_busy_for().is_some();
+        if self.wants_ranges() && tell {
             return Err(error);
         }
         self.retries.failed(error)?;

@@ -449,14 +449,14 @@ impl Running<'_> {
             }
             Err(error @ OriginError::Changed { .. }) => return Err(error.into()),
             Err(error) => {
-                tracing::warn!(%run, %error, "the origin did not give a run");
-                let no_ranges = matches!(error, OriginError::BadRange { .. });
-                self.origin_error = Some(error);
-                if no_ranges {
-                    RunFailure::NoRanges
+                let failure = failure_of(&error);
+                if let RunFailure::Busy { .. } = failure {
+                    tracing::debug!(%run, %error, "the origin gives no more at a time");
                 } else {
-                    RunFailure::GaveUp
+                    tracing::warn!(%run, %error, "the origin did not give a run");
                 }
+                self.origin_error = Some(error);
+                failure
             }
         };
         self.planner.handle_origin_run_failed(now(), run, failure);
@@ -466,6 +466,16 @@ impl Running<'_> {
 
 pub(crate) fn ids(members: &Membership) -> BTreeSet<PeerId> {
     members.members().keys().copied().collect()
+}
+
+fn failure_of(error: &OriginError) -> RunFailure {
+    if matches!(error, OriginError::BadRange { .. }) {
+        RunFailure::NoRanges
+    } else if let Some(retry_after) = error.is_busy_for() {
+        RunFailure::Busy { retry_after }
+    } else {
+        RunFailure::GaveUp
+    }
 }
 
 /// What is waited for, as the user reads it.

@@ -211,7 +211,7 @@ impl Contestant for Rqbit<'_> {
         let mut command = rqbit(&self.program, self.stage)?;
         command.args(["-v", "error"]);
         let seed = self.stage.lab.member(0);
-        rqbit::download(&mut command, seed, &folder, &self.magnet);
+        rqbit::download(&mut command, [seed], &folder, &self.magnet);
         command.arg("--exit-on-finish");
         let host = self.stage.lab.member(1);
         let (sample, _) = sample(&mut self.server, host, command)?;

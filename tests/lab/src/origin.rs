@@ -25,7 +25,8 @@ const SYNC_PATH: &str = "/.branchline-lab-sync";
 pub struct OriginOptions {
     /// The directory to serve.
     pub root: PathBuf,
-    /// nginx directives for the `server` block, for instance `max_ranges 0;`.
+    /// nginx directives for the `server` block, for instance `max_ranges 0;`, or `limit_conn all 1;` for one request at a time,
+    /// whoever asks.
     pub server_directives: String,
 }
 
@@ -274,6 +275,7 @@ http {{
         '"body_bytes":$body_bytes_sent,"protocol":"$server_protocol",'
         '"client":"$remote_addr","user_agent":"$http_user_agent"}}';
     access_log {directory}/access.log lab;
+    limit_conn_zone $server_port zone=all:1m;
     server {{
         listen 80;
         {https}

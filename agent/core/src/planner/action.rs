@@ -126,6 +126,11 @@ pub enum OriginAccess {
 pub enum RunFailure {
     /// It answers ranges with something else.
     NoRanges,
+    /// It has enough to do, or gives one client, or one address, only so many connections at a time.
+    Busy {
+        /// How long it asks to wait.
+        retry_after: Duration,
+    },
     /// All retries are used up.
     GaveUp,
 }

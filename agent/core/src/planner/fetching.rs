@@ -55,6 +55,12 @@ impl Planner {
             }
             // One of several that failed for the same reason, which has been dealt with.
             (RunFailure::NoRanges, OriginAccess::WholeFileOnly | OriginAccess::Closed) => {}
+            (RunFailure::Busy { retry_after }, _) => {
+                let random = self.rng.random();
+                if !self.origin.refused(now, retry_after, random) {
+                    self.change_origin(OriginAccess::Closed);
+                }
+            }
             (RunFailure::GaveUp, _) => {
                 if !self.origin.give_up() {
                     self.change_origin(OriginAccess::Closed);
@@ -99,7 +105,7 @@ impl Planner {
             let Some(run) = self.run_within(now, segments, most_bytes) else {
                 break;
             };
-            if !self.origin.has_room() {
+            if !self.origin.has_room(now) {
                 return true;
             }
             self.fetch(now, run, Right::Leased);
@@ -172,7 +178,7 @@ impl Planner {
         } else {
             FIRST_OWN_RUNS.max(self.own_runs / 2)
         };
-        while self.origin.has_room()
+        while self.origin.has_room(now)
             && (alone || self.origin.own_runs() < most)
             && let Some(run) = self.next_own_run(now)
         {

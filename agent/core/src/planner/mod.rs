@@ -263,6 +263,7 @@ impl Planner {
                 "a second neighbour that holds what one has fetched",
             ),
             later(self.origin.next_stall(), "the origin"),
+            later(self.origin.rests_until(), "the origin, which is busy"),
             self.peers.next_deadline(),
             self.neighbours
                 .as_ref()
@@ -288,6 +289,10 @@ impl Planner {
         let peers = self.peers.next_deadline();
         let (waiting_for, until) = if !self.origin.is_idle() {
             ("the origin", self.origin.next_stall())
+        } else if let Some(until) = self.origin.rests_until().filter(|until| *until > self.now)
+            && !self.peers.owe_anything()
+        {
+            ("the origin, which is busy", Some(until))
         } else if self.peers.owe_anything() {
             ("peers to send segments", peers.map(|peers| peers.at))
         } else if self.awaits_first() {
@@ -507,6 +512,9 @@ impl Planner {
     /// holds. Then tells the steward.
     fn plan(&mut self, now: Instant) {
         self.now = self.now.max(now);
+        if self.origin.has_rested(now) {
+            self.news.urgent = true;
+        }
         if !self.is_finished() {
             self.plan_neighbours(now);
             self.peers.wake(now);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use branchline_hashing::SegmentIndex;
 
 use super::{OriginAccess, OriginPace};
+use crate::backoff::Backoff;
 use crate::{SegmentRange, SegmentSet};
 
 /// Range requests in flight: two keep the link full while one ends and the next begins, and four
@@ -22,6 +23,16 @@ const RUN_SECONDS: u64 = 4;
 /// A leased run of which nothing has come for so long is given back: another member's connection may be
 /// better. The origin's own retries have had several turns by then.
 const RUN_STALL: Duration = Duration::from_secs(10);
+
+/// The waits of a member all of whose runs the origin refused because it has enough to do: as it may give others of the branch
+/// what it refuses this one, the first is short.
+const REFUSED_RESTS: Backoff = Backoff {
+    min: Duration::from_millis(500),
+    max: Duration::from_secs(30),
+};
+
+/// After so long in which the origin gave nothing but refusals, it is given up: as the retries of a single request end.
+const REFUSED_FOR: Duration = Duration::from_secs(180);
 
 /// See [`OriginPlan::bytes_per_sec_at_least`].
 const EXPECTED_AT_LEAST: u64 = 4;
@@ -45,6 +56,10 @@ pub(super) struct OriginPlan {
     expected: u64,
     /// Runs that may be in flight; fewer, once the origin has refused some.
     limit: usize,
+    /// Since when, and how often, it has refused the only one.
+    refused: Option<(Instant, u32)>,
+    /// Nothing is asked of it before.
+    rests_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -76,6 +91,8 @@ impl OriginPlan {
             measured: 0,
             expected: pace.bytes_per_sec,
             limit: RUNS_IN_FLIGHT,
+            refused: None,
+            rests_until: None,
         }
     }
 
@@ -105,9 +122,42 @@ impl OriginPlan {
         self.limit > 0
     }
 
+    /// A run was refused, for the origin has enough to do. Where others are in flight, no more than those are from now on, and
+    /// when one ends there is room; else nothing is asked for a while, `asked` at least. `false` when that has been so for too long.
+    pub(super) fn refused(&mut self, now: Instant, asked: Duration, random: u64) -> bool {
+        self.limit = self.runs.len().max(1);
+        if !self.runs.is_empty() {
+            return true;
+        }
+        let (since, times) = self.refused.unwrap_or((now, 0));
+        let until = now + REFUSED_RESTS.delay(times, random).max(asked);
+        self.refused = Some((since, times.saturating_add(1)));
+        let goes_on = until <= since + REFUSED_FOR;
+        self.rests_until = goes_on.then_some(until);
+        goes_on
+    }
+
+    /// Until when nothing is asked of it, for it refused.
+    pub(super) fn rests_until(&self) -> Option<Instant> {
+        self.rests_until
+    }
+
+    /// Whether it may be asked again, which is said once: who wants runs then is to say so.
+    pub(super) fn has_rested(&mut self, now: Instant) -> bool {
+        self.rests_until.take_if(|until| *until <= now).is_some()
+    }
+
+    /// How many runs it would give at a time by now.
+    pub(super) fn gives(&self, now: Instant) -> usize {
+        match self.rests_until {
+            Some(until) if now < until => 0,
+            _ => self.limit(),
+        }
+    }
+
     /// Whether another run may be asked for.
-    pub(super) fn has_room(&self) -> bool {
-        self.runs.len() < self.limit()
+    pub(super) fn has_room(&self, now: Instant) -> bool {
+        self.runs.len() < self.gives(now)
     }
 
     pub(super) fn is_fetching(&self, run: SegmentRange) -> bool {
@@ -180,6 +230,7 @@ impl OriginPlan {
         }
         let started = *self.started.get_or_insert(now);
         self.last = Some(now);
+        self.refused = None;
         self.bytes += u64::from(length);
         let millis = u64::try_from(now.saturating_duration_since(started).as_millis()).unwrap_or(0);
         if millis >= 200 {

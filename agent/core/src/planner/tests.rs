@@ -6,7 +6,7 @@ mod spreading;
 mod telling;
 
 use super::*;
-use crate::swarm::{Answer, Grant, SwarmPeer};
+use crate::swarm::{Answer, Grant, Report, SwarmPeer};
 use branchline_hashing::SwarmId;
 
 const SEGMENT_BYTES: u32 = 64 << 10;
@@ -317,6 +317,95 @@ fn an_origin_that_refuses_some_runs_still_gives_the_others() {
         drain(&mut planner)[..],
         [Action::FetchFromOrigin { .. }]
     ));
+}
+
+const BUSY: RunFailure = RunFailure::Busy {
+    retry_after: Duration::ZERO,
+};
+
+fn fetches(planner: &mut Planner) -> Vec<SegmentRange> {
+    let run_of = |action| match action {
+        Action::FetchFromOrigin { run } => Some(run),
+        _ => None,
+    };
+    drain(planner).into_iter().filter_map(run_of).collect()
+}
+
+#[test]
+fn an_origin_that_gives_one_run_at_a_time_is_asked_for_the_next_when_that_has_ended() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 1000, OriginAccess::Ranges);
+    let runs = fetches(&mut planner);
+    for refused in &runs[1..] {
+        planner.handle_origin_run_failed(now, *refused, BUSY);
+    }
+    assert_eq!(fetches(&mut planner), []);
+    planner.handle_origin_run_ended(now, runs[0]);
+    assert_eq!(fetches(&mut planner).len(), 1);
+}
+
+#[test]
+fn an_origin_that_gives_nothing_rests_longer_and_longer_and_is_given_up_after_minutes() {
+    let start = Instant::now();
+    let mut planner = new_planner(start, 1000, OriginAccess::Ranges);
+    let mut now = start;
+    let mut runs = fetches(&mut planner);
+    loop {
+        for run in std::mem::take(&mut runs) {
+            planner.handle_origin_run_failed(now, run, BUSY);
+        }
+        assert_eq!(fetches(&mut planner), []);
+        if planner.origin_access() == OriginAccess::Closed {
+            break;
+        }
+        let waiting = planner.waiting().expect("it waits");
+        assert_eq!(waiting.waiting_for, "the origin, which is busy");
+        now = waiting.until.expect("an end");
+        planner.handle_timeout(now);
+        runs = fetches(&mut planner);
+        assert_eq!(runs.len(), 1, "at {:?}", now - start);
+    }
+    let after = now - start;
+    assert!((150..=180).contains(&after.as_secs()), "{after:?}");
+}
+
+#[test]
+fn who_is_refused_gives_its_lease_back_and_wants_another_when_it_has_rested() {
+    let now = Instant::now();
+    let mut planner = in_branch(now, 100, OriginAccess::Ranges, &[peer(1)]);
+    let steward = steward_asked(&mut planner);
+    planner.handle_joined(now, peer(1), SegmentSet::empty(100));
+    planner.handle_answer(now, steward, &grants(0, 3));
+    let runs = fetches(&mut planner);
+    let asked_for = RunFailure::Busy {
+        retry_after: Duration::from_secs(2),
+    };
+    planner.handle_origin_run_failed(now, runs[0], asked_for);
+    let reports = |planner: &mut Planner| -> Vec<Report> {
+        let report_of = |action| match action {
+            Action::Report { report, .. } => Some(report),
+            _ => None,
+        };
+        drain(planner).into_iter().filter_map(report_of).collect()
+    };
+    let said = reports(&mut planner);
+    assert_eq!(
+        said[0].returned,
+        grants(0, 3)
+            .granted
+            .iter()
+            .map(|grant| grant.blocks)
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(said[0].want.runs, 0);
+    let heard = Answer {
+        asked: true,
+        ..Answer::default()
+    };
+    planner.handle_answer(now, steward, &heard);
+    planner.handle_timeout(now + Duration::from_secs(2));
+    let said = reports(&mut planner);
+    assert_eq!(said.last().map(|report| report.want.runs), Some(1));
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The WAN carries a file once, and only what changed of its next version.
 
 use anyhow::{Context, Result};
-use branchline_branch_tests::{Branch, Setup, random_bytes, sha256_hex, similar_bytes};
+use branchline_branch_tests::{
+    Branch, PATIENCE, Setup, random_bytes, sha256_hex, similar_bytes, until,
+};
 use serde_json::Value;
 
 use crate::MEBIBYTE;
@@ -158,4 +160,39 @@ fn an_agent_that_is_killed_and_started_again_serves_what_it_had() -> Result<()> 
     assert_eq!(again.done()?.from_store, file.len() as u64);
     println!("sha256 {}", sha256_hex(&file));
     Ok(())
+}
+
+/// A steward leases nothing of what somebody says to hold whole.
+#[test]
+fn what_was_evicted_is_announced_no_longer() -> Result<()> {
+    let mut branch = Branch::start(Setup::fast(2))?;
+    let holder = branch.machine(0);
+    holder.configure("[store]\nlimit = \"64 MiB\"\n")?;
+    let mut command = holder.command()?;
+    command.arg("agent");
+    command.env("BRANCHLINE_LOG", "branchline_agent=debug");
+    let agent = holder.host().spawn(command)?;
+    agent.wait_for_line(PATIENCE, |line| line == "ready")?;
+    let files = [4, 5].map(|seed| random_bytes(seed, 40 * MEBIBYTE));
+    for (number, file) in files.iter().enumerate() {
+        let url = branch.publish(&format!("{number}.bin"), file)?;
+        let got = holder.get(&url, &[])?;
+        got.done()?;
+        std::fs::remove_file(&got.target)?;
+    }
+    until("the store to be looked through", || {
+        let log = agent.stderr();
+        assert!(!log.contains("whole=2"), "{log}");
+        Ok(log
+            .contains("what is here was looked through")
+            .then_some(()))
+    })?;
+    branch.machine_mut(1).start_agent()?;
+    let late = branch.machine(1);
+    late.wait_for_peer(branch.machine(0))?;
+    let got = late.get(&branch.url("0.bin"), &[])?;
+    let report = got.done()?;
+    println!("{} of it were left in the branch", report.from_peers);
+    assert!(report.from_origin > 0, "{report:?}");
+    late.ensure_file(&got.target, &files[0])
 }
