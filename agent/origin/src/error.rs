@@ -192,13 +192,15 @@ pub enum Retry {
 impl OriginError {
     /// How long the origin asks to wait, where it gives no more at a time, to this client or at all (429, 503).
     pub fn is_busy_for(&self) -> Option<Duration> {
-        match self {
-            Self::Unavailable {
-                status: 429 | 503,
-                retry_after,
-                ..
-            } => Some(retry_after.unwrap_or_default()),
-            _ => None,
+        if let Self::Unavailable {
+            status: 429 | 503,
+            retry_after,
+            ..
+        } = self
+        {
+            Some(retry_after.unwrap_or_default())
+        } else {
+            None
         }
     }
 

@@ -324,9 +324,12 @@ const BUSY: RunFailure = RunFailure::Busy {
 };
 
 fn fetches(planner: &mut Planner) -> Vec<SegmentRange> {
-    let run_of = |action| match action {
-        Action::FetchFromOrigin { run } => Some(run),
-        _ => None,
+    let run_of = |action| {
+        if let Action::FetchFromOrigin { run } = action {
+            Some(run)
+        } else {
+            None
+        }
     };
     drain(planner).into_iter().filter_map(run_of).collect()
 }
@@ -382,9 +385,12 @@ fn who_is_refused_gives_its_lease_back_and_wants_another_when_it_has_rested() {
     };
     planner.handle_origin_run_failed(now, runs[0], asked_for);
     let reports = |planner: &mut Planner| -> Vec<Report> {
-        let report_of = |action| match action {
-            Action::Report { report, .. } => Some(report),
-            _ => None,
+        let report_of = |action| {
+            if let Action::Report { report, .. } = action {
+                Some(report)
+            } else {
+                None
+            }
         };
         drain(planner).into_iter().filter_map(report_of).collect()
     };
