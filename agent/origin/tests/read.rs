@@ -218,6 +218,32 @@ async fn a_server_that_ignores_ranges_is_read_from_its_start() {
 }
 
 #[tokio::test]
+async fn a_busy_origin_is_told_at_once_to_who_has_several_ranges() {
+    let file = payload(5000);
+    let server = Scripted::start(move |seen| match seen.range() {
+        Some((4000, _)) => say(
+            "503 Later",
+            &[("Content-Length", "0"), ("Retry-After", "7")],
+            b"",
+        ),
+        Some(_) | None => serve(&file, TAG, seen),
+    })
+    .await;
+    let origin = origin();
+    let (target, remote) = probed(&origin, &server).await;
+    let (resume, patience) = (Resume::AlwaysByRanges, retries());
+    let mut by_ranges = origin.read(&target, &remote, range(4000, 500), resume, patience);
+    let busy = by_ranges.chunk().await.expect_err("busy");
+    assert_eq!(busy.is_busy_for(), Some(Duration::from_secs(7)));
+    let asked = server
+        .seen()
+        .iter()
+        .filter(|seen| seen.range().is_some())
+        .count();
+    assert_eq!(asked, 1, "and is not made to wait");
+}
+
+#[tokio::test]
 async fn a_server_without_ranges_that_breaks_off_is_read_again() {
     let file = payload(5000);
     let (served, mut gets) = (file.clone(), 0);
@@ -497,7 +523,8 @@ async fn cancelled_calls_lose_no_byte_and_do_not_hide_a_stall() {
     }
     assert_eq!(all, file);
     assert!(cancelled >= 5, "calls were cancelled while they waited");
-    assert_eq!(server.methods(), ["HEAD", "GET", "GET"]);
+    // On a busy machine an answer's head takes longer than a call, and that request is made again.
+    assert_eq!(server.methods()[..3], ["HEAD", "GET", "GET"]);
 }
 
 #[tokio::test]

@@ -39,8 +39,10 @@ const STOCKTAKING_EVERY: Duration = Duration::from_secs(60);
 /// What happened to a content of this agent.
 #[derive(Debug)]
 pub(crate) enum Change {
-    /// All of it is here, and others may have it.
+    /// All of it is here, in its file, and others may have it.
     Held(SwarmId),
+    /// The store has it now, too, whether others may have it or not.
+    Stored(SwarmId),
     /// It is not here any more.
     Gone(SwarmId),
 }
@@ -56,9 +58,14 @@ impl HeldQueue {
         let _ended = self.0.blocking_send(Change::Held(swarm));
     }
 
-    /// This agent has it no more. Without waiting: whoever asks this agent hears it as well.
+    /// From now on it is the store that has it. Blocks while the queue is full.
+    pub(crate) fn is_stored(&self, swarm: SwarmId) {
+        let _ended = self.0.blocking_send(Change::Stored(swarm));
+    }
+
+    /// This agent has it no more. Blocks while the queue is full.
     pub(crate) fn remove(&self, swarm: SwarmId) {
-        let _full = self.0.try_send(Change::Gone(swarm));
+        let _ended = self.0.blocking_send(Change::Gone(swarm));
     }
 }
 
@@ -103,9 +110,11 @@ struct Teller {
     streams: BTreeMap<PeerId, Stream>,
     opened_so_far: u64,
     work: JoinSet<(PeerId, u64)>,
-    /// What the store had forgotten when it was looked through last, and when that was.
+    /// Held, and not in the store yet.
+    on_the_way: BTreeSet<SwarmId>,
+    /// What the store had forgotten when it was looked through last, and when it is looked through again at the earliest.
     forgotten: u64,
-    stock_taken: Instant,
+    next_stocktaking: Instant,
 }
 
 struct Stream {
@@ -130,8 +139,9 @@ impl Teller {
             streams: BTreeMap::new(),
             opened_so_far: 0,
             work: JoinSet::new(),
+            on_the_way: BTreeSet::new(),
             forgotten: 0,
-            stock_taken: Instant::now(),
+            next_stocktaking: Instant::now(),
         }
     }
 
@@ -139,7 +149,7 @@ impl Teller {
         let mut members = self.shared.members.clone();
         let present = ids(&members.borrow_and_update());
         self.announcements.handle_members(now(), &present);
-        // What was completed meanwhile waits in the queue.
+        self.forgotten = self.shared.store.stats().forgotten;
         if let Some(stored) = self.stored().await {
             self.announcements.handle_held(stored);
         }
@@ -150,10 +160,7 @@ impl Teller {
             let deadline = self.announcements.next_deadline();
             let until = deadline.map_or_else(far_future, |deadline| Instant::from_std(deadline.at));
             tokio::select! {
-                Some(change) = changes.recv() => match change {
-                    Change::Held(swarm) => self.announcements.handle_held([swarm]),
-                    Change::Gone(swarm) => self.announcements.handle_released(swarm),
-                },
+                Some(change) = changes.recv() => self.handle_change(change),
                 Some(members) = changed(&mut members) => {
                     self.announcements.handle_members(now(), &ids(&members));
                 }
@@ -164,22 +171,36 @@ impl Teller {
         }
     }
 
-    /// Where the store has lost segments since the last time, what it holds is told anew.
+    fn handle_change(&mut self, change: Change) {
+        match change {
+            Change::Held(swarm) => {
+                self.on_the_way.insert(swarm);
+                self.announcements.handle_held([swarm]);
+            }
+            Change::Stored(swarm) => {
+                self.on_the_way.remove(&swarm);
+            }
+            Change::Gone(swarm) => {
+                self.on_the_way.remove(&swarm);
+                self.announcements.handle_released(swarm);
+            }
+        }
+    }
+
+    /// Where the store has lost something since the last time, what it holds is told anew.
     async fn take_stock(&mut self) {
-        let forgotten = self.shared.store.stats().forgotten_segments;
-        let first = self.forgotten == 0;
-        let rests = !first && self.stock_taken.elapsed() < STOCKTAKING_EVERY;
-        if forgotten == self.forgotten || rests {
+        let forgotten = self.shared.store.stats().forgotten;
+        if forgotten == self.forgotten || Instant::now() < self.next_stocktaking {
             return;
         }
-        self.stock_taken = Instant::now();
-        if let Some(stored) = self.stored().await {
+        self.next_stocktaking = Instant::now() + STOCKTAKING_EVERY;
+        if let Some(mut held) = self.stored().await {
             self.forgotten = forgotten;
-            self.announcements.handle_stock(&stored);
-            let whole = stored.len();
+            held.extend(&self.on_the_way);
+            let withdrawn = self.announcements.handle_stock(&held);
             tracing::debug!(
-                whole,
-                "segments were evicted: what is here was looked through"
+                withdrawn,
+                "the store has lost something and was looked through"
             );
         }
     }

@@ -129,9 +129,8 @@ fn run(store: &Store, held: &HeldQueue, mut queue: mpsc::Receiver<Job>, stop: &A
             return;
         }
         match ingest(store, &job, stop) {
-            // While it was not here yet, a look through the store may have found that it was not.
-            Ok(()) if job.content.is_shared() => held.add(job.content.key.swarm_id()),
-            Ok(()) => {}
+            Ok(All::IsHere) => held.is_stored(job.content.key.swarm_id()),
+            Ok(All::IsNotHere) => held.remove(job.content.key.swarm_id()),
             Err(error) => {
                 tracing::warn!(%error, url = %job.url, "a download was not cached");
                 held.remove(job.content.key.swarm_id());
@@ -140,15 +139,24 @@ fn run(store: &Store, held: &HeldQueue, mut queue: mpsc::Receiver<Job>, stop: &A
     }
 }
 
-fn ingest(store: &Store, job: &Job, stop: &AtomicBool) -> Result<(), StoreError> {
+/// What the store has of a download.
+enum All {
+    IsHere,
+    /// The file was changed after it had its name, or the thread is to end.
+    IsNotHere,
+}
+
+fn ingest(store: &Store, job: &Job, stop: &AtomicBool) -> Result<All, StoreError> {
     let manifest = &job.content.manifest;
     // What one batch put there must not make room for the next.
     let _hold = store.hold(manifest.segments().map(|segment| segment.hash));
     let present = present_in_store(store, manifest);
     let mut batch: Vec<VerifiedSegment> = Vec::new();
     let mut bytes = 0;
+    let mut all = All::IsHere;
     for index in present.complement().iter() {
         let Some(segment) = job.content.read_verified(index) else {
+            all = All::IsNotHere;
             continue;
         };
         bytes += segment.bytes().len();
@@ -158,12 +166,13 @@ fn ingest(store: &Store, job: &Job, stop: &AtomicBool) -> Result<(), StoreError>
             batch.clear();
             bytes = 0;
             if stop.load(Ordering::Acquire) {
-                return Ok(());
+                return Ok(All::IsNotHere);
             }
         }
     }
     store.append(&batch)?;
-    store.put_content(&record(job))
+    store.put_content(&record(job))?;
+    Ok(all)
 }
 
 fn record(job: &Job) -> ContentRecord {

@@ -449,7 +449,9 @@ impl Running<'_> {
             }
             Err(error @ OriginError::Changed { .. }) => return Err(error.into()),
             Err(error) => {
-                let failure = failure_of(&error);
+                // A request for the whole file has waited by itself.
+                let ranged = run.count() < self.outline.count();
+                let failure = failure_of(&error, ranged);
                 if let RunFailure::Busy { .. } = failure {
                     tracing::debug!(%run, %error, "the origin gives no more at a time");
                 } else {
@@ -459,7 +461,12 @@ impl Running<'_> {
                 failure
             }
         };
+        let before = self.planner.origin_access();
         self.planner.handle_origin_run_failed(now(), run, failure);
+        let after = self.planner.origin_access();
+        if before != after && after == OriginAccess::Closed {
+            tracing::warn!("the origin is asked no more; what is missing is left to peers");
+        }
         Ok(())
     }
 }
@@ -468,10 +475,10 @@ pub(crate) fn ids(members: &Membership) -> BTreeSet<PeerId> {
     members.members().keys().copied().collect()
 }
 
-fn failure_of(error: &OriginError) -> RunFailure {
+fn failure_of(error: &OriginError, ranged: bool) -> RunFailure {
     if matches!(error, OriginError::BadRange { .. }) {
         RunFailure::NoRanges
-    } else if let Some(retry_after) = error.is_busy_for() {
+    } else if let Some(retry_after) = error.is_busy_for().filter(|_| ranged) {
         RunFailure::Busy { retry_after }
     } else {
         RunFailure::GaveUp

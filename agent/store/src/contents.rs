@@ -368,6 +368,7 @@ impl Inner {
             batch.delete(Table::Swarms, key.swarm_id().as_bytes());
         }
         batch.commit_synced()?;
+        self.figures().forgotten += entries.len() as u64;
         for entry in entries {
             figures.take_away(entry);
             self.manifests.remove(&entry.file_name());

@@ -225,7 +225,7 @@ impl Inner {
     fn count_forgotten(&self, segments: &[Located], bad_in_all: u64) {
         let mut figures = self.figures();
         figures.bad_segments_dropped = bad_in_all;
-        figures.forgotten_segments += segments.len() as u64;
+        figures.forgotten += segments.len() as u64;
         for Located { record, .. } in segments {
             figures.segments = figures.segments.saturating_sub(1);
             figures.bytes = figures.bytes.saturating_sub(record.length.into());

@@ -42,8 +42,8 @@ pub struct StoreStats {
     pub limit_bytes: u64,
     /// Segments dropped because their bytes were not there or not right, since the store was made.
     pub bad_segments_dropped: u64,
-    /// Segments that were here and are not any more, whyever, since the store was opened.
-    pub forgotten_segments: u64,
+    /// Segments and contents that were here and are not any more, whyever, since the store was opened.
+    pub forgotten: u64,
 }
 
 /// Locks are taken in the order writer, holds, the rest; `figures` and `touches` only for moments.

@@ -31,11 +31,14 @@ impl Planner {
     /// The origin's answer to `run` has ended; what did not arrive is open again.
     pub fn handle_origin_run_ended(&mut self, now: Instant, run: SegmentRange) {
         let freed = self.origin.end(run);
+        if freed.is_empty() {
+            self.origin.run_ended_well();
+        }
         self.reopen(freed);
         self.plan(now);
     }
 
-    /// The origin would not give `run`, after all retries or for want of ranges.
+    /// The origin would not give `run`, after all retries, for want of ranges, or of room.
     pub fn handle_origin_run_failed(
         &mut self,
         now: Instant,
@@ -48,7 +51,11 @@ impl Planner {
         }
         let freed = self.origin.end(run);
         self.reopen(freed);
-        self.give_back_leases_of(run);
+        if matches!(failure, RunFailure::Busy { .. }) {
+            self.give_back_idle_leases_of(run);
+        } else {
+            self.give_back_leases_of(run);
+        }
         match (failure, self.origin.access()) {
             (RunFailure::NoRanges, OriginAccess::Ranges) => {
                 self.change_origin(OriginAccess::WholeFileOnly);
@@ -100,6 +107,12 @@ impl Planner {
         let Some(segments) = self.blocks.segments_of(lease) else {
             return false;
         };
+        let idle = self.origin.runs_in(segments) == 0;
+        if idle && self.origin.limit_at(now) == 0 {
+            // Others may fetch while the origin refuses this member.
+            self.give_back(lease);
+            return false;
+        }
         let (most_runs, most_bytes) = self.runs_of_a_lease();
         while self.origin.runs_in(segments) < most_runs {
             let Some(run) = self.run_within(now, segments, most_bytes) else {
@@ -127,7 +140,7 @@ impl Planner {
         }
     }
 
-    /// No run by own right is longer, nor one of a content of one block. The question what is current has opened two
+    /// Of the content: the longest run by own right, and of a content of one block. The question what is current has opened two
     /// connections, and each doubles what it carries every round trip: half of the file comes sooner over each.
     fn half(&self) -> u64 {
         self.bytes.div_ceil(2)
@@ -312,6 +325,18 @@ impl Planner {
             self.cancel_run(run);
             self.give_back_leases_of(run);
         }
+    }
+
+    /// But for a lease of which another run is in flight.
+    fn give_back_idle_leases_of(&mut self, run: SegmentRange) {
+        let idle = |lease: &BlockRange| {
+            let segments = self.blocks.segments_of(*lease);
+            segments.is_none_or(|segments| self.origin.runs_in(segments) == 0)
+        };
+        let (idle, busy): (Vec<_>, Vec<_>) = self.leases.iter().partition(|lease| idle(lease));
+        self.leases = idle;
+        self.give_back_leases_of(run);
+        self.leases.extend(busy);
     }
 
     pub(super) fn give_back_leases_of(&mut self, run: SegmentRange) {

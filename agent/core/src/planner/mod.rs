@@ -14,7 +14,7 @@
 //!   peer holds it and the origin is closed: then [`Planner::is_stuck`] says so;
 //! - nothing here reads the clock or draws a random number: choices by chance come from the seed.
 //!
-//! It does not verify, and it does not retry the origin: the origin's own retries lie below
+//! It does not verify, and it does not retry the origin, unless that was busy: the origin's own retries lie below
 //! `FetchFromOrigin`.
 
 mod action;
@@ -415,6 +415,7 @@ impl Planner {
         if !new {
             return;
         }
+        self.origin.is_not_missed();
         if from_others {
             let rate = self.origin.bytes_per_sec_at_least();
             self.patience.progress(now, u64::from(length), rate);

@@ -31,8 +31,12 @@ const REFUSED_RESTS: Backoff = Backoff {
     max: Duration::from_secs(30),
 };
 
-/// After so long in which the origin gave nothing but refusals, it is given up: as the retries of a single request end.
-const REFUSED_FOR: Duration = Duration::from_secs(180);
+/// After so much rest, in which nobody brought anything, it is given up: as the retries of a single request end.
+const MOST_REST: Duration = Duration::from_secs(180);
+
+/// After so many runs that ended well one more is tried at a time: an origin that was busy for a moment is not asked by one
+/// connection for hours, and one that never takes more refuses a request a minute.
+const ONE_MORE_AFTER: u32 = 16;
 
 /// See [`OriginPlan::bytes_per_sec_at_least`].
 const EXPECTED_AT_LEAST: u64 = 4;
@@ -56,8 +60,12 @@ pub(super) struct OriginPlan {
     expected: u64,
     /// Runs that may be in flight; fewer, once the origin has refused some.
     limit: usize,
-    /// Since when, and how often, it has refused the only one.
-    refused: Option<(Instant, u32)>,
+    /// Runs that ended well since one was refused.
+    ended_well: u32,
+    /// How often in a row it has refused a run while no other was in flight.
+    refusals: u32,
+    /// How long it has rested since anybody brought anything.
+    rested: Duration,
     /// Nothing is asked of it before.
     rests_until: Option<Instant>,
 }
@@ -91,7 +99,9 @@ impl OriginPlan {
             measured: 0,
             expected: pace.bytes_per_sec,
             limit: RUNS_IN_FLIGHT,
-            refused: None,
+            ended_well: 0,
+            refusals: 0,
+            rested: Duration::ZERO,
             rests_until: None,
         }
     }
@@ -123,18 +133,36 @@ impl OriginPlan {
     }
 
     /// A run was refused, for the origin has enough to do. Where others are in flight, no more than those are from now on, and
-    /// when one ends there is room; else nothing is asked for a while, `asked` at least. `false` when that has been so for too long.
+    /// when one ends there is room; else nothing is asked for a while. Nor is it before the time it `asked` for is over.
+    /// `false` when it has rested for too long.
     pub(super) fn refused(&mut self, now: Instant, asked: Duration, random: u64) -> bool {
         self.limit = self.runs.len().max(1);
-        if !self.runs.is_empty() {
-            return true;
+        self.ended_well = 0;
+        let mut rest = asked;
+        if self.runs.is_empty() {
+            rest = REFUSED_RESTS.delay(self.refusals, random).max(asked);
+            self.refusals = self.refusals.saturating_add(1);
+            self.rested += rest;
         }
-        let (since, times) = self.refused.unwrap_or((now, 0));
-        let until = now + REFUSED_RESTS.delay(times, random).max(asked);
-        self.refused = Some((since, times.saturating_add(1)));
-        let goes_on = until <= since + REFUSED_FOR;
-        self.rests_until = goes_on.then_some(until);
+        let goes_on = self.rested <= MOST_REST;
+        if goes_on && !rest.is_zero() {
+            self.rests_until = self.rests_until.max(Some(now + rest));
+        }
         goes_on
+    }
+
+    /// Somebody has brought something: the origin is not what all wait for.
+    pub(super) fn is_not_missed(&mut self) {
+        self.rested = Duration::ZERO;
+    }
+
+    /// A run has ended, and all of it came.
+    pub(super) fn run_ended_well(&mut self) {
+        self.ended_well = self.ended_well.saturating_add(1);
+        if self.ended_well >= ONE_MORE_AFTER && self.limit < RUNS_IN_FLIGHT {
+            self.limit += 1;
+            self.ended_well = 0;
+        }
     }
 
     /// Until when nothing is asked of it, for it refused.
@@ -147,8 +175,8 @@ impl OriginPlan {
         self.rests_until.take_if(|until| *until <= now).is_some()
     }
 
-    /// How many runs it would give at a time by now.
-    pub(super) fn gives(&self, now: Instant) -> usize {
+    /// Runs that may be in flight by now: none is begun while it rests.
+    pub(super) fn limit_at(&self, now: Instant) -> usize {
         match self.rests_until {
             Some(until) if now < until => 0,
             _ => self.limit(),
@@ -157,7 +185,7 @@ impl OriginPlan {
 
     /// Whether another run may be asked for.
     pub(super) fn has_room(&self, now: Instant) -> bool {
-        self.runs.len() < self.gives(now)
+        self.runs.len() < self.limit_at(now)
     }
 
     pub(super) fn is_fetching(&self, run: SegmentRange) -> bool {
@@ -230,7 +258,7 @@ impl OriginPlan {
         }
         let started = *self.started.get_or_insert(now);
         self.last = Some(now);
-        self.refused = None;
+        self.refusals = 0;
         self.bytes += u64::from(length);
         let millis = u64::try_from(now.saturating_duration_since(started).as_millis()).unwrap_or(0);
         if millis >= 200 {

@@ -15,8 +15,8 @@ use super::neighbours::Neighbours;
 /// neighbours the packets cost more than the earlier word is worth.
 pub const TELL_EVERY: Duration = Duration::from_millis(60);
 
-/// Or such a part of the time that the origin needs for the whole: a content of a few segments has no more words than segments, and
-/// its last one is not to wait longer than it took to come.
+/// The least time between two words is this share (one in so many) of the time that the origin needs for the whole, where that is less than
+/// [`TELL_EVERY`]: the last segment of a short file is not to wait longer than it took to come, and few segments make few words.
 const LEAST_SHARE: u32 = 4;
 
 /// In a small swarm, where no segment goes over several members, it is such a part of the time that the origin would need

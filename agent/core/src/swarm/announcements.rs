@@ -102,12 +102,19 @@ impl Announcements {
     }
 
     /// What this agent holds has been looked through: these completely, and nothing else.
-    pub fn handle_stock(&mut self, whole: &BTreeSet<SwarmId>) {
-        let gone = self.held.keys().filter(|swarm| !whole.contains(*swarm));
-        let gone: Vec<SwarmId> = gone.copied().collect();
-        gone.into_iter()
-            .for_each(|swarm| self.handle_released(swarm));
+    ///
+    /// Gives how many are not here any more.
+    pub fn handle_stock(&mut self, whole: &BTreeSet<SwarmId>) -> usize {
+        let gone = self.held.extract_if(.., |swarm, _| !whole.contains(swarm));
+        let mut news = Said::default();
+        let mut count = 0;
+        for (swarm, steward) in gone {
+            news.withdraw.entry(steward).or_default().push(swarm);
+            count += 1;
+        }
+        self.say(news);
         self.handle_held(whole.iter().copied());
+        count
     }
 
     /// The branch's live members by now; this agent among them or not.
@@ -302,6 +309,20 @@ mod tests {
         }
         assert_eq!(waits[0], LOST_RESTS.min);
         assert!(waits.is_sorted() && waits[9] == LOST_RESTS.max, "{waits:?}");
+    }
+
+    #[test]
+    fn however_much_is_gone_each_steward_hears_it_in_one_word() {
+        let now = Instant::now();
+        let mut announcements = Announcements::new(peer(0));
+        announcements.handle_members(now, &[peer(1), peer(2)].into());
+        announcements.handle_timeout(now + MOVES_AFTER);
+        announcements.handle_held((0..200).map(swarm));
+        while announcements.poll_word().is_some() {}
+        let left: BTreeSet<SwarmId> = (0..50).map(swarm).collect();
+        assert_eq!(announcements.handle_stock(&left), 150);
+        let words: Vec<_> = std::iter::from_fn(|| announcements.poll_word()).collect();
+        assert_eq!(words.len(), 3, "{words:?}");
     }
 
     proptest! {

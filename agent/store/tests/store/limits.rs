@@ -49,7 +49,7 @@ fn what_was_used_longest_ago_goes_first() {
         present(&store, &all),
         [false, false, true, false, true, true, true]
     );
-    assert_eq!(store.stats().forgotten_segments, 3);
+    assert_eq!(store.stats().forgotten, 3);
 }
 
 #[test]
