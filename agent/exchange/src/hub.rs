@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use branchline_core::PeerId;
+use branchline_core::swarm::WARM_FOR;
 use branchline_core::wire::CloseCode;
 use branchline_discovery::Identity;
 use quinn::{Connection, Endpoint, ServerConfig, VarInt};
@@ -33,7 +34,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 
 /// A link stays so long after somebody asked for it, twice that at most: who was asked for a manifest is joined a moment later,
 /// and each handshake costs both sides milliseconds of a core.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = WARM_FOR;
 
 /// Links that linger at a time: the others' places for connections are few.
 const MAX_LINGERING: usize = 32;

@@ -112,8 +112,8 @@ struct Teller {
     work: JoinSet<(PeerId, u64)>,
     /// Held, and not in the store yet.
     on_the_way: BTreeSet<SwarmId>,
-    /// What the store had forgotten when it was looked through last, and when it is looked through again at the earliest.
-    forgotten: u64,
+    /// What the store had forgotten when it was looked through last, if it was; and when it is looked through again at the earliest.
+    forgotten: Option<u64>,
     next_stocktaking: Instant,
 }
 
@@ -140,7 +140,7 @@ impl Teller {
             opened_so_far: 0,
             work: JoinSet::new(),
             on_the_way: BTreeSet::new(),
-            forgotten: 0,
+            forgotten: None,
             next_stocktaking: Instant::now(),
         }
     }
@@ -149,10 +149,7 @@ impl Teller {
         let mut members = self.shared.members.clone();
         let present = ids(&members.borrow_and_update());
         self.announcements.handle_members(now(), &present);
-        self.forgotten = self.shared.store.stats().forgotten;
-        if let Some(stored) = self.stored().await {
-            self.announcements.handle_held(stored);
-        }
+        self.take_stock().await;
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -187,21 +184,21 @@ impl Teller {
         }
     }
 
-    /// Where the store has lost something since the last time, what it holds is told anew.
+    /// What the store holds is told at the beginning, and anew where it has lost something since the last time.
     async fn take_stock(&mut self) {
-        let forgotten = self.shared.store.stats().forgotten;
+        let forgotten = Some(self.shared.store.stats().forgotten);
         if forgotten == self.forgotten || Instant::now() < self.next_stocktaking {
             return;
         }
-        self.next_stocktaking = Instant::now() + STOCKTAKING_EVERY;
-        if let Some(mut held) = self.stored().await {
+        let stored = self.stored().await;
+        if self.forgotten.is_some() || stored.is_none() {
+            self.next_stocktaking = Instant::now() + STOCKTAKING_EVERY;
+        }
+        if let Some(mut held) = stored {
             self.forgotten = forgotten;
             held.extend(&self.on_the_way);
             let withdrawn = self.announcements.handle_stock(&held);
-            tracing::debug!(
-                withdrawn,
-                "the store has lost something and was looked through"
-            );
+            tracing::debug!(withdrawn, "the store was looked through");
         }
     }
 
@@ -212,7 +209,7 @@ impl Teller {
         match held {
             Ok(Ok(held)) => Some(held),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the store cannot be listed; what it holds is not announced anew");
+                tracing::warn!(%error, "the store cannot be listed, so what it holds is not announced; it is tried again in a minute");
                 None
             }
             // The runtime is going down.

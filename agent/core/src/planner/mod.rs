@@ -289,12 +289,10 @@ impl Planner {
         let peers = self.peers.next_deadline();
         let (waiting_for, until) = if !self.origin.is_idle() {
             ("the origin", self.origin.next_stall())
-        } else if let Some(until) = self.origin.rests_until().filter(|until| *until > self.now)
-            && !self.peers.owe_anything()
-        {
-            ("the origin, which is busy", Some(until))
         } else if self.peers.owe_anything() {
             ("peers to send segments", peers.map(|peers| peers.at))
+        } else if let Some(until) = self.origin.rests_until() {
+            ("the origin, which is busy", Some(until))
         } else if self.awaits_first() {
             ("peers to answer", self.grace_until)
         } else if awaits_steward {

@@ -133,12 +133,13 @@ impl OriginPlan {
     }
 
     /// A run was refused, for the origin has enough to do. Where others are in flight, no more than those are from now on, and
-    /// when one ends there is room; else nothing is asked for a while. Nor is it before the time it `asked` for is over.
+    /// when one ends there is room; else nothing is asked for a while. Nor is it before the time it `asked` for is over, the longest
+    /// rest at most where it gives something: it may ask for an hour, and means the request too many.
     /// `false` when it has rested for too long.
     pub(super) fn refused(&mut self, now: Instant, asked: Duration, random: u64) -> bool {
         self.limit = self.runs.len().max(1);
         self.ended_well = 0;
-        let mut rest = asked;
+        let mut rest = asked.min(REFUSED_RESTS.max);
         if self.runs.is_empty() {
             rest = REFUSED_RESTS.delay(self.refusals, random).max(asked);
             self.refusals = self.refusals.saturating_add(1);

@@ -87,8 +87,8 @@ pub fn is_warm(begun: Duration) -> bool {
     begun < WARM_FOR
 }
 
-/// As long as the exchange keeps one that nobody uses.
-const WARM_FOR: Duration = Duration::from_secs(2);
+/// So long the exchange keeps, at least, a connection that nobody uses.
+pub const WARM_FOR: Duration = Duration::from_secs(2);
 
 /// What of the manifest is asked for at first, by a member of a branch with so many others: its head, and the rest of it
 /// where the file is small. A second question costs a round trip, but each byte of the first one is sent to every member:

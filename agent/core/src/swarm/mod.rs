@@ -18,7 +18,7 @@ pub use enrolment::{
 };
 pub(crate) use enrolment::{Heard, News};
 pub use manifest_plan::{
-    ManifestAction, ManifestPlan, ManifestSetup, first_bytes_of_manifest, is_warm, warms,
+    ManifestAction, ManifestPlan, ManifestSetup, WARM_FOR, first_bytes_of_manifest, is_warm, warms,
 };
 pub use message::{
     Answer, Enlist, Grant, MAX_ANSWER_PEERS, MAX_LEASES, ManifestLease, Report, SwarmPeer, Want,

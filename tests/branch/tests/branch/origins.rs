@@ -230,7 +230,7 @@ fn an_origin_without_ranges_still_works() -> Result<()> {
     Ok(())
 }
 
-/// It refuses with 503 what it does not take; each machine alone, and all at once.
+/// It refuses with 503 what it does not take.
 #[test]
 fn an_origin_that_takes_one_request_at_a_time_gives_all_machines_the_file() -> Result<()> {
     let line = Setup::slow(4, 6_250_000).origin("limit_conn all 1;");
