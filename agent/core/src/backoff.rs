@@ -1,4 +1,4 @@
-//! How long to wait before trying again: one policy value, applied in one place.
+//! How long to wait before trying again: policy values, applied in one place.
 
 use std::time::Duration;
 
@@ -34,6 +34,25 @@ impl Backoff {
     }
 }
 
+/// Waits in proportion to the time waited already, a twentieth to a tenth of it (which spreads machines that were refused
+/// together): what is waited for is noticed at most a tenth later than it could be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proportional {
+    /// No wait is longer than this while a tenth of the time is less.
+    pub min: Duration,
+    /// The longest wait.
+    pub max: Duration,
+}
+
+impl Proportional {
+    /// The wait before the next attempt, `waited` after the first. `random` is uniform over all values.
+    pub fn delay(&self, waited: Duration, random: u64) -> Duration {
+        let ceiling = (waited / 10).clamp(self.min, self.max.max(self.min));
+        let half = u64::try_from(ceiling.as_nanos() / 2).unwrap_or(u64::MAX);
+        ceiling / 2 + Duration::from_nanos(random % half.saturating_add(1).max(1))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -41,6 +60,14 @@ mod tests {
     use super::*;
 
     proptest! {
+        #[test]
+        fn a_proportional_delay_is_at_most_a_tenth_of_what_was_waited(millis in 0u64..1_000_000, random: u64) {
+            let policy = Proportional { min: Duration::from_millis(50), max: Duration::from_secs(30) };
+            let delay = policy.delay(Duration::from_millis(millis), random);
+            let most = Duration::from_millis(millis / 10 + 1).clamp(policy.min, policy.max);
+            prop_assert!(delay >= policy.min / 2 && delay <= most, "{delay:?}");
+        }
+
         #[test]
         fn a_delay_lies_between_min_and_the_doubled_ceiling(attempt: u32, random: u64) {
             let policy = Backoff { min: Duration::from_millis(200), max: Duration::from_secs(60) };

@@ -190,6 +190,16 @@ pub enum Retry {
 }
 
 impl OriginError {
+    /// Whether the origin gives no more at a time, to this client or at all.
+    pub fn is_busy(&self) -> bool {
+        self.is_busy_for().is_some()
+    }
+
+    /// Whether it says that this client asks too often.
+    pub(crate) fn asks_too_often(&self) -> bool {
+        matches!(self, Self::Unavailable { status: 429, .. })
+    }
+
     /// How long the origin asks to wait, where it gives no more at a time, to this client or at all (429, 503).
     pub fn is_busy_for(&self) -> Option<Duration> {
         if let Self::Unavailable {

@@ -38,5 +38,5 @@ pub use options::{NetrcChoice, OriginOptions, OriginSetupError, ProxyChoice};
 pub use origin::Origin;
 pub use reader::{RangeReader, Resume};
 pub use remote::{Ranges, Remote, Validator, Version};
-pub use retries::{Retries, RetryPolicy};
+pub use retries::{BusyPolicy, Retries, RetryPolicy};
 pub use target::{ByteRange, Place, Target, TargetError, manifest_url};

@@ -192,7 +192,7 @@ impl RangeReader {
 
     fn fail(&mut self, error: OriginError) -> Result<(), OriginError> {
         self.body = None;
-        let tell = matches!(error, OriginError::BadRange { .. }) || error.is_busy_for().is_some();
+        let tell = matches!(error, OriginError::BadRange { .. }) || error.is_busy();
         if self.wants_ranges() && tell {
             return Err(error);
         }

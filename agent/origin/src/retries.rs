@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use branchline_core::backoff::Backoff;
+use branchline_core::backoff::{Backoff, Proportional};
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{OriginError, Retry};
@@ -17,6 +17,32 @@ pub struct RetryPolicy {
     pub failures: u32,
     /// Time since the first of these failures after which to give up.
     pub give_up_after: Duration,
+    /// What holds instead while the origin says that it has enough to do (429, 503); nothing else where there is none.
+    pub when_busy: Option<BusyPolicy>,
+}
+
+/// How to ask an origin again that has enough to do. It is there, and what keeps it busy may end at any moment: where it serves
+/// one request at a time, that is another machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BusyPolicy {
+    /// The waits between attempts, whose number has no bound; the shortest backoff at least, where it says that it is asked too
+    /// often (429).
+    pub waits: Proportional,
+    /// Time since the first failure after which to give up.
+    pub give_up_after: Duration,
+}
+
+impl Default for BusyPolicy {
+    /// As long as an origin that is down.
+    fn default() -> Self {
+        Self {
+            waits: Proportional {
+                min: Duration::from_millis(100),
+                max: Duration::from_secs(30),
+            },
+            give_up_after: Duration::from_secs(180),
+        }
+    }
 }
 
 impl Default for RetryPolicy {
@@ -29,6 +55,7 @@ impl Default for RetryPolicy {
             },
             failures: 12,
             give_up_after: Duration::from_secs(180),
+            when_busy: Some(BusyPolicy::default()),
         }
     }
 }
@@ -72,14 +99,25 @@ impl Retries {
         };
         let now = Instant::now();
         let since = *self.failing_since.get_or_insert(now);
-        let wait = self
-            .policy
-            .backoff
-            .delay(self.failures, (self.random)())
-            .max(asked);
-        self.failures = self.failures.saturating_add(1);
-        let too_often = self.failures >= self.policy.failures;
-        if too_often || now + wait > since + self.policy.give_up_after {
+        let random = (self.random)();
+        let busy = self.policy.when_busy.filter(|_| error.is_busy());
+        let (wait, too_often, give_up_after) = match busy {
+            Some(busy) => {
+                let mut wait = busy.waits.delay(now - since, random);
+                if error.asks_too_often() {
+                    wait = wait.max(self.policy.backoff.min);
+                }
+                (wait, false, busy.give_up_after)
+            }
+            None => {
+                let wait = self.policy.backoff.delay(self.failures, random);
+                self.failures = self.failures.saturating_add(1);
+                let too_often = self.failures >= self.policy.failures;
+                (wait, too_often, self.policy.give_up_after)
+            }
+        };
+        let wait = wait.max(asked);
+        if too_often || now + wait > since + give_up_after {
             return Err(error);
         }
         tracing::debug!(%error, wait_ms = wait.as_millis(), failures = self.failures, "will retry");
@@ -95,15 +133,27 @@ impl Retries {
         }
     }
 
-    /// Tries `operation` until it succeeds or the policy gives up. Cancel-safe if it is.
+    /// How long the wait is that is due.
+    fn pause_left(&self) -> Option<Duration> {
+        let due = self.pause_until?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Tries `operation` until it succeeds or the policy gives up; `tell` is called before each wait, with its length.
+    /// Cancel-safe if `operation` is.
     ///
     /// # Errors
     /// The last error.
-    pub async fn run<T, F>(&mut self, mut operation: impl FnMut() -> F) -> Result<T, OriginError>
+    pub async fn run<T, F>(
+        &mut self,
+        mut operation: impl FnMut() -> F,
+        tell: impl Fn(Duration),
+    ) -> Result<T, OriginError>
     where
         F: Future<Output = Result<T, OriginError>>,
     {
         loop {
+            self.pause_left().inspect(|left| tell(*left));
             self.pause().await;
             match operation().await {
                 Ok(value) => {
@@ -139,6 +189,7 @@ mod tests {
         },
         failures: 5,
         give_up_after: Duration::from_secs(60),
+        when_busy: None,
     };
 
     fn error(retry_after: Option<u64>) -> OriginError {
@@ -185,6 +236,52 @@ mod tests {
             retries.failed(error(Some(40))).is_err(),
             "70 s in all are over the 60"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_busy_is_asked_again_when_a_tenth_of_the_time_is_over_until_it_is_given_up() {
+        let busy = BusyPolicy::default();
+        let policy = RetryPolicy {
+            when_busy: Some(busy),
+            ..POLICY
+        };
+        let (mut retries, start, mut attempts) =
+            (Retries::new(policy, || u64::MAX / 2), Instant::now(), 0);
+        while retries.failed(error(None)).is_ok() {
+            let waited_before = start.elapsed();
+            let wait = waited(&mut retries).await;
+            assert!(
+                wait <= busy
+                    .waits
+                    .min
+                    .max(waited_before / 10 + Duration::from_millis(2)),
+                "{wait:?} after {waited_before:?}"
+            );
+            attempts += 1;
+        }
+        assert!(
+            start.elapsed() > busy.give_up_after * 9 / 10,
+            "{:?}",
+            start.elapsed()
+        );
+        assert!((50..200).contains(&attempts), "{attempts}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_that_it_is_asked_too_often_is_left_alone_for_a_backoff() {
+        let policy = RetryPolicy {
+            when_busy: Some(BusyPolicy::default()),
+            ..POLICY
+        };
+        let mut retries = Retries::new(policy, || 0);
+        let at = Place::of(&Url::parse("http://h/").expect("a URL"));
+        let too_often = OriginError::Unavailable {
+            at,
+            status: 429,
+            retry_after: None,
+        };
+        assert!(retries.failed(too_often).is_ok());
+        assert!(waited(&mut retries).await >= POLICY.backoff.min);
     }
 
     #[tokio::test(start_paused = true)]

@@ -459,7 +459,7 @@ async fn a_probe_is_tried_again_by_the_same_policy() {
     .await;
     let (origin, target) = (origin(), target(&server.url("/f")));
     let remote = retries()
-        .run(|| origin.probe(&target))
+        .run(|| origin.probe(&target), |_| {})
         .await
         .expect("the second try");
     assert_eq!(remote.length(), Some(9));
@@ -590,6 +590,7 @@ async fn patience_ends_with_time_as_well() {
         backoff,
         failures: 5,
         give_up_after: Duration::from_secs(60),
+        when_busy: None,
     };
     let retries = Retries::new(policy, || 0);
     let mut reader = origin.read(&target, &remote, None, Resume::Always, retries);

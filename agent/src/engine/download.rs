@@ -204,8 +204,8 @@ impl Download<'_> {
     }
 
     async fn attempt(&self, again: bool, meter: &mut Meter) -> Result<Complete, Attempt> {
-        meter.report(0, "the origin to answer");
-        let mut known = lookup::ask(self.shared, &self.target, self.request, again).await?;
+        let asked = lookup::ask(self.shared, &self.target, self.request, again, meter);
+        let mut known = asked.await?;
         let mut handover = known.handover.take();
         let mut distrusted = Distrusted::default();
         let mut way = ways::choose(self.shared, &known, &distrusted).await;

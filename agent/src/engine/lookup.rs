@@ -4,13 +4,15 @@
 //! connection. Peers can supply the body of a manifest whose head the origin sent: it is not believed
 //! before it is checked.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use branchline_core::planner::OriginPace;
 use branchline_core::swarm::{is_warm, warms};
 use branchline_hashing::{Digest, Manifest};
-use branchline_origin::{OriginError, Remote, Retries, RetryPolicy, Target, manifest_url};
+use branchline_origin::{
+    BusyPolicy, OriginError, Remote, Retries, RetryPolicy, Target, manifest_url,
+};
 use url::Url;
 
 use crate::api::GetRequest;
@@ -18,17 +20,33 @@ use crate::engine::Shared;
 use crate::engine::error::{Difference, GetError};
 use crate::engine::linux;
 use crate::engine::manifest_search::{self, Found, Handover};
+use crate::engine::progress::Meter;
 
 /// How long the origin may take to say anything where peers can deliver without it: several times
 /// what a working line needs.
 const ORIGIN_TIME_WITH_PEERS: Duration = Duration::from_secs(2);
 
+/// A branch asks a busy origin no more often than once in this time, whatever its size.
+const BUSY_TIME_PER_MEMBER: Duration = Duration::from_millis(5);
+
 /// The first question is given up sooner than a download that has begun: somebody waits to hear
-/// that the address is wrong. At once, where peers can deliver without the origin.
-fn at_first(others_may: bool) -> Retries {
+/// that the address is wrong. Not where the origin is busy, perhaps with what others of the branch have asked it for: these can
+/// give all that it says it has, once it has said so. At once, where peers can deliver without the origin.
+fn at_first(shared: &Shared, others_may: bool) -> Retries {
+    let give_up_after = Duration::from_secs(30);
+    let mut busy = BusyPolicy::default();
+    let members = u32::try_from(shared.membership().count()).unwrap_or(u32::MAX);
+    busy.waits.min = busy
+        .waits
+        .min
+        .max(BUSY_TIME_PER_MEMBER.saturating_mul(members));
+    if members == 0 {
+        busy.give_up_after = give_up_after;
+    }
     let policy = RetryPolicy {
         failures: if others_may { 1 } else { 5 },
-        give_up_after: Duration::from_secs(30),
+        give_up_after,
+        when_busy: (!others_may).then_some(busy),
         ..RetryPolicy::default()
     };
     Retries::new(policy, linux::random)
@@ -54,7 +72,9 @@ pub(crate) struct Known {
 
 /// Asks the origin alone what the file is.
 pub(crate) async fn remote(shared: &Shared, target: &Target) -> Result<Remote, OriginError> {
-    at_first(false).run(|| shared.origin.probe(target)).await
+    at_first(shared, false)
+        .run(|| shared.origin.probe(target), |_| {})
+        .await
 }
 
 /// Asks the origin about `target`, and for its manifest at the same time. `again`: the file changed
@@ -64,26 +84,46 @@ pub(crate) async fn ask(
     target: &Target,
     request: &GetRequest,
     again: bool,
+    meter: &mut Meter,
 ) -> Result<Known, GetError> {
     let beside = manifest_url(target.url());
     let others_may = !users_digests(request).is_empty() && shared.membership().count() > 0;
     let may_share = !request.without_manifest || !users_digests(request).is_empty();
     let warmed = may_share.then(|| warm(shared)).flatten();
-    let (mut patience, mut patience_for_manifest) = (at_first(others_may), at_first(others_may));
-    let probe = patience.run(|| async {
-        let asked = Instant::now();
-        let remote = match again {
-            false => shared.origin.probe(target).await?,
-            true => shared.origin.probe_by_get(target).await?,
-        };
-        Ok((remote, manifest_search::pace_of(asked.elapsed())))
-    });
+    let mut patience = at_first(shared, others_may);
+    let mut patience_for_manifest = at_first(shared, others_may);
+    meter.report(0, "the origin to answer");
+    let meter = Mutex::new(meter);
+    let tell = |wait: Duration| {
+        let text = format!(
+            "the origin, which could not answer, to be asked again in {:.1} s",
+            wait.as_secs_f64()
+        );
+        meter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .report(0, &text);
+    };
+    let probe = patience.run(
+        || async {
+            let asked = Instant::now();
+            let remote = match again {
+                false => shared.origin.probe(target).await?,
+                true => shared.origin.probe_by_get(target).await?,
+            };
+            Ok((remote, manifest_search::pace_of(asked.elapsed())))
+        },
+        tell,
+    );
     let early = async {
         if request.without_manifest {
             return Ok(None);
         }
         patience_for_manifest
-            .run(|| manifest_search::fetch(shared, target, &beside, warmed))
+            .run(
+                || manifest_search::fetch(shared, target, &beside, warmed),
+                tell,
+            )
             .await
     };
     let (remote, manifest) = tokio::join!(
@@ -174,9 +214,8 @@ async fn linked_manifest(
         .and_then(|remote| remote.manifest_link.clone());
     let (found, url) = match link.filter(|link| !request.without_manifest && *link != beside) {
         Some(link) => {
-            let found = at_first(false)
-                .run(|| manifest_search::fetch(shared, target, &link, None))
-                .await?;
+            let fetch = || manifest_search::fetch(shared, target, &link, None);
+            let found = at_first(shared, false).run(fetch, |_| {}).await?;
             (found, link)
         }
         None => match early {

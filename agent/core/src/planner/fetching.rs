@@ -30,9 +30,10 @@ const TURNS_IN_A_WAIT: u32 = 4;
 impl Planner {
     /// The origin's answer to `run` has ended; what did not arrive is open again.
     pub fn handle_origin_run_ended(&mut self, now: Instant, run: SegmentRange) {
+        let early = self.origin.is_early(run);
         let freed = self.origin.end(run);
         if freed.is_empty() {
-            self.origin.run_ended_well();
+            self.origin.room.run_ended_well(early);
         }
         self.reopen(freed);
         self.plan(now);
@@ -49,11 +50,11 @@ impl Planner {
             // It was cancelled before: what became of it says nothing of those that are under way.
             return;
         }
+        let early = self.origin.is_early(run);
         let freed = self.origin.end(run);
         self.reopen(freed);
-        if matches!(failure, RunFailure::Busy { .. }) {
-            self.give_back_idle_leases_of(run);
-        } else {
+        let in_flight = self.origin.runs_in_flight();
+        if !matches!(failure, RunFailure::Busy { .. }) {
             self.give_back_leases_of(run);
         }
         match (failure, self.origin.access()) {
@@ -62,14 +63,20 @@ impl Planner {
             }
             // One of several that failed for the same reason, which has been dealt with.
             (RunFailure::NoRanges, OriginAccess::WholeFileOnly | OriginAccess::Closed) => {}
+            // It is next, and keeps its lease.
+            (RunFailure::Busy { .. }, _) if early => self.origin.room.refused_early(),
             (RunFailure::Busy { retry_after }, _) => {
                 let random = self.rng.random();
-                if !self.origin.refused(now, retry_after, random) {
+                let room = &mut self.origin.room;
+                if !room.refused(now, in_flight, retry_after, random) {
                     self.change_origin(OriginAccess::Closed);
+                }
+                if self.leases.len() > self.origin.leases_at(now) {
+                    self.give_back_idle_leases_of(run);
                 }
             }
             (RunFailure::GaveUp, _) => {
-                if !self.origin.give_up() {
+                if !self.origin.room.give_up(in_flight) {
                     self.change_origin(OriginAccess::Closed);
                 }
             }
@@ -271,7 +278,8 @@ impl Planner {
         for index in &owed {
             self.open.remove(*index);
         }
-        self.origin.begin(now, run, owed, right);
+        let owed_bytes = owed.iter().map(|i| u64::from(self.length(*i))).sum();
+        self.origin.begin(now, run, owed, owed_bytes, right);
         self.actions.push_back(Action::FetchFromOrigin { run });
     }
 

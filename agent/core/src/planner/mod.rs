@@ -26,6 +26,7 @@ mod origin;
 mod patience;
 mod peer;
 mod peers;
+mod room;
 mod setup;
 mod telling;
 mod words;
@@ -263,7 +264,11 @@ impl Planner {
                 "a second neighbour that holds what one has fetched",
             ),
             later(self.origin.next_stall(), "the origin"),
-            later(self.origin.rests_until(), "the origin, which is busy"),
+            later(self.origin.room.rests_until(), "the origin, which is busy"),
+            later(
+                self.origin.early_at().filter(|_| !self.open.is_empty()),
+                "the origin to have sent a run",
+            ),
             self.peers.next_deadline(),
             self.neighbours
                 .as_ref()
@@ -291,7 +296,7 @@ impl Planner {
             ("the origin", self.origin.next_stall())
         } else if self.peers.owe_anything() {
             ("peers to send segments", peers.map(|peers| peers.at))
-        } else if let Some(until) = self.origin.rests_until() {
+        } else if let Some(until) = self.origin.room.rests_until() {
             ("the origin, which is busy", Some(until))
         } else if self.awaits_first() {
             ("peers to answer", self.grace_until)
@@ -405,7 +410,7 @@ impl Planner {
         let from_others = match source {
             Source::Peer(peer) => {
                 self.peers.arrived(now, peer, index, length);
-                self.origin.disown(index);
+                self.origin.disown(index, length);
                 true
             }
             Source::Origin => self.origin.arrived(now, index, length) == Some(Right::Leased),
@@ -413,7 +418,7 @@ impl Planner {
         if !new {
             return;
         }
-        self.origin.is_not_missed();
+        self.origin.room.is_not_missed();
         if from_others {
             let rate = self.origin.bytes_per_sec_at_least();
             self.patience.progress(now, u64::from(length), rate);
@@ -511,7 +516,7 @@ impl Planner {
     /// holds. Then tells the steward.
     fn plan(&mut self, now: Instant) {
         self.now = self.now.max(now);
-        if self.origin.has_rested(now) {
+        if self.origin.room.has_rested(now) {
             self.news.urgent = true;
         }
         if !self.is_finished() {

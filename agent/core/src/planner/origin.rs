@@ -5,13 +5,9 @@ use std::time::{Duration, Instant};
 
 use branchline_hashing::SegmentIndex;
 
+use super::room::Room;
 use super::{OriginAccess, OriginPace};
-use crate::backoff::Backoff;
 use crate::{SegmentRange, SegmentSet};
-
-/// Range requests in flight: two keep the link full while one ends and the next begins, and four
-/// share a bottleneck better with other machines' single connections than one does.
-const RUNS_IN_FLIGHT: usize = 4;
 
 /// The bytes of one run before the origin's rate is known, and the bounds after that.
 const RUN_BYTES: std::ops::RangeInclusive<u64> = (2 << 20)..=(64 << 20);
@@ -23,20 +19,6 @@ const RUN_SECONDS: u64 = 4;
 /// A leased run of which nothing has come for so long is given back: another member's connection may be
 /// better. The origin's own retries have had several turns by then.
 const RUN_STALL: Duration = Duration::from_secs(10);
-
-/// The waits of a member all of whose runs the origin refused because it has enough to do: as it may give others of the branch
-/// what it refuses this one, the first is short.
-const REFUSED_RESTS: Backoff = Backoff {
-    min: Duration::from_millis(500),
-    max: Duration::from_secs(30),
-};
-
-/// After so much rest, in which nobody brought anything, it is given up: as the retries of a single request end.
-const MOST_REST: Duration = Duration::from_secs(180);
-
-/// After so many runs that ended well one more is tried at a time: an origin that was busy for a moment is not asked by one
-/// connection for hours, and one that never takes more refuses a request a minute.
-const ONE_MORE_AFTER: u32 = 16;
 
 /// See [`OriginPlan::bytes_per_sec_at_least`].
 const EXPECTED_AT_LEAST: u64 = 4;
@@ -58,24 +40,23 @@ pub(super) struct OriginPlan {
     measured: u64,
     /// As expected before it is measured.
     expected: u64,
-    /// Runs that may be in flight; fewer, once the origin has refused some.
-    limit: usize,
-    /// Runs that ended well since one was refused.
-    ended_well: u32,
-    /// How often in a row it has refused a run while no other was in flight.
-    refusals: u32,
-    /// How long it has rested since anybody brought anything.
-    rested: Duration,
-    /// Nothing is asked of it before.
-    rests_until: Option<Instant>,
+    /// As expected: from a request to its first byte.
+    round_trip: Duration,
+    /// How many runs it takes.
+    pub(super) room: Room,
 }
 
 #[derive(Debug)]
 struct SegmentRun {
     owed: BTreeSet<SegmentIndex>,
+    owed_bytes: u64,
     right: Right,
+    /// Whether it was asked for before there was room.
+    early: bool,
     /// Whether the steward that is asked now was told of it.
     told: bool,
+    /// Whether anything of it has come.
+    has_begun: bool,
     progress: Instant,
 }
 
@@ -98,11 +79,8 @@ impl OriginPlan {
             bytes: 0,
             measured: 0,
             expected: pace.bytes_per_sec,
-            limit: RUNS_IN_FLIGHT,
-            ended_well: 0,
-            refusals: 0,
-            rested: Duration::ZERO,
-            rests_until: None,
+            round_trip: pace.round_trip,
+            room: Room::new(),
         }
     }
 
@@ -114,7 +92,7 @@ impl OriginPlan {
     pub(super) fn limit(&self) -> usize {
         match self.access {
             OriginAccess::Closed => 0,
-            OriginAccess::Ranges => self.limit,
+            OriginAccess::Ranges => self.room.limit(),
             OriginAccess::WholeFileOnly => 1,
         }
     }
@@ -125,72 +103,57 @@ impl OriginPlan {
         self.runs.keys().copied().collect()
     }
 
-    /// A run was given up after all its retries. Others may still come, if fewer are asked for;
-    /// `false` when it was the last.
-    pub(super) fn give_up(&mut self) -> bool {
-        self.limit = self.runs.len();
-        self.limit > 0
-    }
-
-    /// A run was refused, for the origin has enough to do. Where others are in flight, no more than those are from now on, and
-    /// when one ends there is room; else nothing is asked for a while. Nor is it before the time it `asked` for is over, the longest
-    /// rest at most where it gives something: it may ask for an hour, and means the request too many.
-    /// `false` when it has rested for too long.
-    pub(super) fn refused(&mut self, now: Instant, asked: Duration, random: u64) -> bool {
-        self.limit = self.runs.len().max(1);
-        self.ended_well = 0;
-        let mut rest = asked.min(REFUSED_RESTS.max);
-        if self.runs.is_empty() {
-            rest = REFUSED_RESTS.delay(self.refusals, random).max(asked);
-            self.refusals = self.refusals.saturating_add(1);
-            self.rested += rest;
-        }
-        let goes_on = self.rested <= MOST_REST;
-        if goes_on && !rest.is_zero() {
-            self.rests_until = self.rests_until.max(Some(now + rest));
-        }
-        goes_on
-    }
-
-    /// Somebody has brought something: the origin is not what all wait for.
-    pub(super) fn is_not_missed(&mut self) {
-        self.rested = Duration::ZERO;
-    }
-
-    /// A run has ended, and all of it came.
-    pub(super) fn run_ended_well(&mut self) {
-        self.ended_well = self.ended_well.saturating_add(1);
-        if self.ended_well >= ONE_MORE_AFTER && self.limit < RUNS_IN_FLIGHT {
-            self.limit += 1;
-            self.ended_well = 0;
-        }
-    }
-
-    /// Until when nothing is asked of it, for it refused.
-    pub(super) fn rests_until(&self) -> Option<Instant> {
-        self.rests_until
-    }
-
-    /// Whether it may be asked again, which is said once: who wants runs then is to say so.
-    pub(super) fn has_rested(&mut self, now: Instant) -> bool {
-        self.rests_until.take_if(|until| *until <= now).is_some()
-    }
-
     /// Runs that may be in flight by now: none is begun while it rests.
     pub(super) fn limit_at(&self, now: Instant) -> usize {
-        match self.rests_until {
-            Some(until) if now < until => 0,
-            _ => self.limit(),
+        if self.room.rests(now) {
+            0
+        } else {
+            self.limit()
         }
     }
 
     /// Whether another run may be asked for.
     pub(super) fn has_room(&self, now: Instant) -> bool {
         self.runs.len() < self.limit_at(now)
+            || (!self.room.rests(now) && self.early_at().is_some_and(|at| at <= now))
+    }
+
+    /// When one more run than there is room for may be asked for: so long before one in flight is all here as the request is on
+    /// its way. By then the origin has sent it.
+    pub(super) fn early_at(&self) -> Option<Instant> {
+        let may_be = self.access == OriginAccess::Ranges
+            && self.measured > 0
+            && self.runs.len() == self.room.limit()
+            && self.room.may_be_early();
+        if !may_be {
+            return None;
+        }
+        let sent_by = |run: &SegmentRun| {
+            let micros = run.owed_bytes.saturating_mul(1_000_000) / self.measured;
+            let sent_by = run.progress + Duration::from_micros(micros);
+            // A request that was just made is under way for the same time, too.
+            let before = run.has_begun.then(|| sent_by.checked_sub(self.round_trip));
+            before.flatten().unwrap_or(sent_by)
+        };
+        self.runs.values().map(sent_by).min()
+    }
+
+    /// How many leases are of use by now: one for each run, and where there is room for few, one that waits until a leased run
+    /// ends.
+    pub(super) fn leases_at(&self, now: Instant) -> usize {
+        let waits = self.room.is_less() && self.own_runs() < self.runs.len();
+        match self.limit_at(now) {
+            0 => 0,
+            limit => limit + usize::from(waits),
+        }
     }
 
     pub(super) fn is_fetching(&self, run: SegmentRange) -> bool {
         self.runs.contains_key(&run)
+    }
+
+    pub(super) fn runs_in_flight(&self) -> usize {
+        self.runs.len()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -255,11 +218,13 @@ impl OriginPlan {
             }
             if run.owed.remove(&index) {
                 right = Some(run.right);
+                run.owed_bytes = run.owed_bytes.saturating_sub(u64::from(length));
+                run.has_begun = true;
             }
         }
         let started = *self.started.get_or_insert(now);
         self.last = Some(now);
-        self.refusals = 0;
+        self.room.something_came();
         self.bytes += u64::from(length);
         let millis = u64::try_from(now.saturating_duration_since(started).as_millis()).unwrap_or(0);
         if millis >= 200 {
@@ -269,9 +234,11 @@ impl OriginPlan {
     }
 
     /// A segment has come from elsewhere.
-    pub(super) fn disown(&mut self, index: SegmentIndex) {
+    pub(super) fn disown(&mut self, index: SegmentIndex, length: u32) {
         for run in self.runs.values_mut() {
-            run.owed.remove(&index);
+            if run.owed.remove(&index) {
+                run.owed_bytes = run.owed_bytes.saturating_sub(u64::from(length));
+            }
         }
     }
 
@@ -281,6 +248,7 @@ impl OriginPlan {
         now: Instant,
         run: SegmentRange,
         owed: BTreeSet<SegmentIndex>,
+        owed_bytes: u64,
         right: Right,
     ) {
         let idle = self.last.is_none_or(|last| last + IDLE_GAP < now);
@@ -291,15 +259,24 @@ impl OriginPlan {
         }
         let run_state = SegmentRun {
             owed,
+            owed_bytes,
             right,
+            early: self.runs.len() >= self.room.limit(),
             told: false,
+            has_begun: false,
             progress: now,
         };
         self.runs.insert(run, run_state);
     }
 
+    /// Whether the run was asked for before there was room.
+    pub(super) fn is_early(&self, run: SegmentRange) -> bool {
+        self.runs.get(&run).is_some_and(|run| run.early)
+    }
+
     /// A run has ended: what it still owed.
     pub(super) fn end(&mut self, run: SegmentRange) -> Vec<SegmentIndex> {
+        self.room.run_ended();
         let owed = self.runs.remove(&run).map(|run| run.owed);
         owed.into_iter().flatten().collect()
     }

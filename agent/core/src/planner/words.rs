@@ -129,7 +129,7 @@ impl Planner {
             self.open.set().first_not_in(held).is_some()
         };
         let runs = if lacks && enrolment.may_ask_for_runs(now) {
-            self.origin.limit_at(now).saturating_sub(self.leases.len())
+            self.origin.leases_at(now).saturating_sub(self.leases.len())
         } else {
             0
         };

@@ -61,6 +61,7 @@ pub fn retries() -> Retries {
             backoff,
             failures: 5,
             give_up_after,
+            when_busy: None,
         },
         || 1,
     )

@@ -4,6 +4,7 @@
 
 mod api;
 mod bad_peers;
+mod busy_origin;
 mod coming_from_bits;
 mod common_start;
 mod digests;

@@ -1,7 +1,6 @@
 //! Origins that change, break, refuse, or know no ranges.
 
 use std::fs;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use branchline_branch_tests::{Branch, Got, PATIENCE, Setup, random_bytes};
@@ -226,41 +225,6 @@ fn an_origin_without_ranges_still_works() -> Result<()> {
             file.len()
         );
         assert!(bodies < file.len() as u64 * 11 / 10, "{requests:?}");
-    }
-    Ok(())
-}
-
-/// It refuses with 503 what it does not take.
-#[test]
-fn an_origin_that_takes_one_request_at_a_time_gives_all_machines_the_file() -> Result<()> {
-    let line = Setup::slow(4, 6_250_000).origin("limit_conn all 1;");
-    let branch = Branch::with_agents(line)?;
-    let files = [100_000, 8 * MEBIBYTE].map(|bytes| random_bytes(bytes as u64, bytes));
-    let mut alone = Vec::new();
-    for (number, file) in files.iter().enumerate() {
-        let url = branch.publish(&format!("{number}.bin"), file)?;
-        alone.push((branch.machine(0).curl(&url)?.as_secs_f64(), url));
-    }
-    for (file, (alone, url)) in files.iter().zip(alone) {
-        let (begin, started) = (branch.wan_down(), Instant::now());
-        let start = |index| {
-            let machine = branch.machine(index);
-            let target = machine.target(&url);
-            Ok((machine.start_get(&url, &target, &[])?, target))
-        };
-        let gets = (0..4).map(start).collect::<Result<Vec<_>>>()?;
-        for (index, (mut get, target)) in gets.into_iter().enumerate() {
-            Got::of(&get.wait(PATIENCE)?, target.clone())?.done()?;
-            branch.machine(index).ensure_file(&target, file)?;
-        }
-        let time = started.elapsed().as_secs_f64() / alone;
-        let wan = (branch.wan_down() - begin) as f64 / file.len() as f64;
-        println!(
-            "{} bytes: {time:.2} of one curl, {wan:.3} of the file over the WAN",
-            file.len()
-        );
-        let most = if file.len() < MEBIBYTE { 3.0 } else { 1.2 };
-        ensure!(wan < most, "{wan:.3} of the file");
     }
     Ok(())
 }

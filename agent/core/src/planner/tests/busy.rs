@@ -108,6 +108,61 @@ fn the_half_of_a_small_content_that_is_refused_comes_after_the_other() {
     assert_eq!(fetches(&mut planner), [range(2, 1)]);
 }
 
+/// One run of the origin's at a time, of which the first of its segments has come in a second; and when the rest is on its way.
+fn half_of_a_run_came(planner: &mut Planner, start: Instant) -> (SegmentRange, Instant) {
+    let runs = fetches(planner);
+    for refused in &runs[1..] {
+        planner.handle_origin_run_failed(start, *refused, BUSY);
+    }
+    planner.handle_stored(start, Source::Origin, runs[0].first());
+    let half = runs[0].iter().take(runs[0].count() as usize / 2);
+    let now = start + Duration::from_secs(1);
+    planner.handle_stored_many(now, half.skip(1).map(|index| (Source::Origin, index)));
+    (
+        runs[0],
+        now + Duration::from_secs(1) - OriginPace::default().round_trip,
+    )
+}
+
+#[test]
+fn the_next_run_is_asked_for_while_the_last_bytes_of_one_are_on_their_way() {
+    let start = Instant::now();
+    let mut planner = new_planner(start, 1000, OriginAccess::Ranges);
+    let (_, on_its_way) = half_of_a_run_came(&mut planner, start);
+    assert_eq!(fetches(&mut planner), []);
+    planner.handle_timeout(on_its_way - Duration::from_millis(10));
+    assert_eq!(fetches(&mut planner), []);
+    let until = planner.next_deadline().expect("it waits").at;
+    assert!(until <= on_its_way + Duration::from_millis(1));
+    planner.handle_timeout(on_its_way + Duration::from_millis(1));
+    assert_eq!(fetches(&mut planner).len(), 1);
+    planner.handle_timeout(on_its_way + Duration::from_millis(20));
+    assert_eq!(fetches(&mut planner), [], "and no more than one");
+}
+
+#[test]
+fn what_was_asked_for_too_early_is_asked_for_again_when_the_run_before_has_ended_and_not_three_times()
+ {
+    let mut now = Instant::now();
+    let mut planner = new_planner(now, 10_000, OriginAccess::Ranges);
+    let (mut run, on_its_way) = half_of_a_run_came(&mut planner, now);
+    now = on_its_way + Duration::from_millis(1);
+    for _ in 0..3 {
+        planner.handle_timeout(now);
+        let early = fetches(&mut planner);
+        assert_eq!(early.len(), 1);
+        planner.handle_origin_run_failed(now, early[0], BUSY);
+        assert_eq!(fetches(&mut planner), []);
+        let rest = run.iter().map(|index| (Source::Origin, index));
+        planner.handle_stored_many(now, rest);
+        planner.handle_origin_run_ended(now, run);
+        run = fetches(&mut planner)[0];
+        now += Duration::from_secs(60);
+    }
+    planner.handle_timeout(now);
+    assert_eq!(fetches(&mut planner), []);
+}
+
 /// A member that has got a lease of three blocks, and whose steward.
 fn lessee(now: Instant) -> (Planner, PeerId, Vec<SegmentRange>) {
     let mut planner = in_branch(now, 100, OriginAccess::Ranges, &[peer(1)]);

@@ -133,6 +133,28 @@ fn runs_shrink_towards_the_end_so_that_all_end_together() {
     assert!(last <= 3, "{lengths:?}");
 }
 
+/// As those say from whom the origin takes no more: what is gone between two requests is a larger part of short ones.
+#[test]
+fn where_few_runs_are_possible_they_are_long() {
+    let now = Instant::now();
+    let first = |seed, runs| {
+        let mut steward = Steward::new(seed);
+        for number in 1..=4 {
+            let mut enlist = starts(100, 0);
+            enlist.want.blocks_per_run = 100;
+            steward.handle_enlist(now, peer(number), enlist);
+        }
+        let mut wants = report(100, [], runs);
+        wants.want.blocks_per_run = 100;
+        steward.handle_report(now, peer(2), swarm(), blocks(100), wants);
+        granted(&mut steward)[0].1.count()
+    };
+    // A run that begins near the end is cut there.
+    let longest_first = |runs: u8| (1..9).map(|seed| first(seed, runs)).max();
+    assert_eq!(longest_first(1), Some(50));
+    assert_eq!(longest_first(4), Some(12));
+}
+
 #[test]
 fn a_lease_ends_without_a_report_of_its_blocks_and_goes_to_another() {
     let start = Instant::now();

@@ -1,5 +1,6 @@
 //! Which blocks a swarm's members may fetch from the origin.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::super::{
@@ -147,6 +148,18 @@ impl Table {
         (self.ledger.blocks() / BLOCKS_A_RUN).clamp(LEAST_RUNS, RUNS_IN_ALL)
     }
 
+    /// How many runs those who fetch, or are next to, would have at once, by what they say: one each, of an origin that takes no
+    /// more from them.
+    fn runs_wanted(&self, lessees: &BTreeSet<PeerId>) -> usize {
+        let next = self.queue.iter().take(MAX_LESSEES);
+        let members: BTreeSet<_> = lessees.iter().copied().chain(next).collect();
+        let runs = |id: &PeerId| {
+            let wanted = self.members.get(id).map_or(0, |m| usize::from(m.want.runs));
+            self.ledger.leases_of(*id) + wanted
+        };
+        members.iter().map(runs).sum()
+    }
+
     fn next_run(&mut self, now: Instant, id: PeerId, most: u32) -> Option<BlockRange> {
         if !self.may_lease(id) {
             return None;
@@ -173,6 +186,7 @@ impl Table {
         } else {
             self.runs_in_all()
         };
+        let runs = runs.min(self.runs_wanted(&lessees)).max(1);
         let share = self.ledger.free() / u32::try_from(2 * runs).unwrap_or(u32::MAX);
         let spreads = self.members.get(&id).is_some_and(|member| member.spreads);
         let most = if alone || spreads {
