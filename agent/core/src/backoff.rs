@@ -38,7 +38,7 @@ impl Backoff {
 /// together): what is waited for is noticed at most a tenth later than it could be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proportional {
-    /// No wait is longer than this while a tenth of the time is less.
+    /// The longest of the first waits, while a tenth of the time is less.
     pub min: Duration,
     /// The longest wait.
     pub max: Duration,
@@ -64,8 +64,8 @@ mod tests {
         fn a_proportional_delay_is_at_most_a_tenth_of_what_was_waited(millis in 0u64..1_000_000, random: u64) {
             let policy = Proportional { min: Duration::from_millis(50), max: Duration::from_secs(30) };
             let delay = policy.delay(Duration::from_millis(millis), random);
-            let most = Duration::from_millis(millis / 10 + 1).clamp(policy.min, policy.max);
-            prop_assert!(delay >= policy.min / 2 && delay <= most, "{delay:?}");
+            let most = Duration::from_millis(millis).div_f64(10.0).clamp(policy.min, policy.max);
+            prop_assert!(delay >= most / 2 && delay <= most, "{delay:?} of {most:?}");
         }
 
         #[test]

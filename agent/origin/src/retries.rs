@@ -17,7 +17,7 @@ pub struct RetryPolicy {
     pub failures: u32,
     /// Time since the first of these failures after which to give up.
     pub give_up_after: Duration,
-    /// What holds instead while the origin says that it has enough to do (429, 503); nothing else where there is none.
+    /// What holds instead while the origin says that it has enough to do (429, 503); without it, that is a failure like others.
     pub when_busy: Option<BusyPolicy>,
 }
 
@@ -25,10 +25,10 @@ pub struct RetryPolicy {
 /// one request at a time, that is another machine's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusyPolicy {
-    /// The waits between attempts, whose number has no bound; the shortest backoff at least, where it says that it is asked too
-    /// often (429).
+    /// The waits between attempts, whose number has no bound; the shortest backoff and up to twice that at first, where it says that
+    /// it is asked too often (429). A longer one that it asks for is kept if [`RetryPolicy::give_up_after`] has room for it.
     pub waits: Proportional,
-    /// Time since the first failure after which to give up.
+    /// Time since the first such answer after which to give up.
     pub give_up_after: Duration,
 }
 
@@ -55,7 +55,7 @@ impl Default for RetryPolicy {
             },
             failures: 12,
             give_up_after: Duration::from_secs(180),
-            when_busy: Some(BusyPolicy::default()),
+            when_busy: None,
         }
     }
 }
@@ -64,9 +64,30 @@ impl Default for RetryPolicy {
 pub struct Retries {
     policy: RetryPolicy,
     random: Box<dyn FnMut() -> u64 + Send>,
-    failures: u32,
-    failing_since: Option<Instant>,
+    failing: Option<Failing>,
     pause_until: Option<Instant>,
+}
+
+/// Failures since the last progress.
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    since: Instant,
+    /// Of the last kind: busy, or not.
+    busy: bool,
+    /// The first of these in a row, and how many they are.
+    of_kind_since: Instant,
+    of_kind: u32,
+}
+
+impl Failing {
+    fn begin(now: Instant, busy: bool) -> Self {
+        Self {
+            since: now,
+            busy,
+            of_kind_since: now,
+            of_kind: 0,
+        }
+    }
 }
 
 impl Retries {
@@ -75,16 +96,14 @@ impl Retries {
         Self {
             policy,
             random: Box::new(random),
-            failures: 0,
-            failing_since: None,
+            failing: None,
             pause_until: None,
         }
     }
 
     /// Something came: the bounds start anew.
     pub fn progressed(&mut self) {
-        self.failures = 0;
-        self.failing_since = None;
+        self.failing = None;
     }
 
     /// Notes a failure and sets the next wait.
@@ -98,31 +117,51 @@ impl Retries {
             Retry::After(wait) => wait,
         };
         let now = Instant::now();
-        let since = *self.failing_since.get_or_insert(now);
-        let random = (self.random)();
         let busy = self.policy.when_busy.filter(|_| error.is_busy());
-        let (wait, too_often, give_up_after) = match busy {
-            Some(busy) => {
-                let mut wait = busy.waits.delay(now - since, random);
-                if error.asks_too_often() {
-                    wait = wait.max(self.policy.backoff.min);
-                }
-                (wait, false, busy.give_up_after)
-            }
-            None => {
-                let wait = self.policy.backoff.delay(self.failures, random);
-                self.failures = self.failures.saturating_add(1);
-                let too_often = self.failures >= self.policy.failures;
-                (wait, too_often, self.policy.give_up_after)
-            }
-        };
+        let mut failing = self
+            .failing
+            .unwrap_or_else(|| Failing::begin(now, busy.is_some()));
+        if failing.busy != busy.is_some() {
+            let since = failing.since;
+            failing = Failing {
+                since,
+                ..Failing::begin(now, busy.is_some())
+            };
+        }
+        let (wait, tries_left) = self.next_wait(now, &failing, busy, error.asks_too_often());
+        failing.of_kind = failing.of_kind.saturating_add(1);
+        self.failing = Some(failing);
         let wait = wait.max(asked);
-        if too_often || now + wait > since + give_up_after {
+        let of_kind = busy.map_or(self.policy.give_up_after, |busy| busy.give_up_after);
+        let in_all = of_kind.max(self.policy.give_up_after);
+        let too_late =
+            now + wait > failing.of_kind_since + of_kind || now + wait > failing.since + 2 * in_all;
+        if !tries_left || too_late || asked > self.policy.give_up_after {
             return Err(error);
         }
-        tracing::debug!(%error, wait_ms = wait.as_millis(), failures = self.failures, "will retry");
+        let failures = failing.of_kind;
+        tracing::debug!(%error, wait_ms = wait.as_millis(), failures, "will retry");
         self.pause_until = Some(now + wait);
         Ok(())
+    }
+
+    /// The wait before the next attempt, and whether there may be one, as far as their number goes.
+    fn next_wait(
+        &mut self,
+        now: Instant,
+        failing: &Failing,
+        busy: Option<BusyPolicy>,
+        asks_too_often: bool,
+    ) -> (Duration, bool) {
+        let (random, backoff) = ((self.random)(), self.policy.backoff);
+        let Some(BusyPolicy { mut waits, .. }) = busy else {
+            let tries_left = failing.of_kind + 1 < self.policy.failures;
+            return (backoff.delay(failing.of_kind, random), tries_left);
+        };
+        if asks_too_often {
+            waits.min = waits.min.max(2 * backoff.min);
+        }
+        (waits.delay(now - failing.of_kind_since, random), true)
     }
 
     /// Waits until the next attempt is due. Cancel-safe: what is left of the wait stays due.
@@ -170,7 +209,7 @@ impl fmt::Debug for Retries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Retries")
             .field("policy", &self.policy)
-            .field("failures", &self.failures)
+            .field("failing", &self.failing)
             .finish_non_exhaustive()
     }
 }
@@ -282,6 +321,45 @@ mod tests {
         };
         assert!(retries.failed(too_often).is_ok());
         assert!(waited(&mut retries).await >= POLICY.backoff.min);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_failures_after_a_busy_time_have_their_own_bounds_and_all_together_one() {
+        let busy = BusyPolicy {
+            give_up_after: Duration::from_secs(50),
+            ..BusyPolicy::default()
+        };
+        let policy = RetryPolicy {
+            when_busy: Some(busy),
+            ..POLICY
+        };
+        let mut retries = Retries::new(policy, || 0);
+        let at = Place::of(&Url::parse("http://h/").expect("a URL"));
+        let broken = || OriginError::Unavailable {
+            at: at.clone(),
+            status: 502,
+            retry_after: None,
+        };
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(40) {
+            retries.failed(error(None)).expect("50 s are not over");
+            retries.pause().await;
+        }
+        for _ in 1..POLICY.failures {
+            retries.failed(broken()).expect("they are tried as often");
+            retries.pause().await;
+        }
+        assert!(retries.failed(broken()).is_err());
+        let mut retries = Retries::new(policy, || 0);
+        let start = Instant::now();
+        while retries.failed(error(None)).is_ok() && retries.failed(broken()).is_ok() {
+            retries.pause().await;
+        }
+        let after = start.elapsed();
+        assert!(
+            after > Duration::from_secs(60) && after <= Duration::from_secs(120),
+            "{after:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

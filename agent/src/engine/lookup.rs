@@ -4,6 +4,7 @@
 //! connection. Peers can supply the body of a manifest whose head the origin sent: it is not believed
 //! before it is checked.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,20 +27,22 @@ use crate::engine::progress::Meter;
 /// what a working line needs.
 const ORIGIN_TIME_WITH_PEERS: Duration = Duration::from_secs(2);
 
-/// A branch asks a busy origin no more often than once in this time, whatever its size.
-const BUSY_TIME_PER_MEMBER: Duration = Duration::from_millis(5);
+/// Who asks a busy origin again waits so long at first for each member it knows: all together ask some hundred times a second at
+/// most.
+const BUSY_TIME_PER_MEMBER: Duration = Duration::from_millis(10);
 
-/// The first question is given up sooner than a download that has begun: somebody waits to hear
-/// that the address is wrong. Not where the origin is busy, perhaps with what others of the branch have asked it for: these can
-/// give all that it says it has, once it has said so. At once, where peers can deliver without the origin.
+/// An origin that gives what it says of the file, and refuses the manifest so often, has no room for that at any time.
+const MANIFEST_REFUSED_ALONE: u32 = 5;
+
+/// The first question is given up sooner than a download that has begun: somebody waits to hear that the address is wrong; and at
+/// once where peers can deliver without the origin. A busy origin has said that the address is right, and may be busy with what
+/// others of the branch fetch, so in company it is asked for longer.
 fn at_first(shared: &Shared, others_may: bool) -> Retries {
     let give_up_after = Duration::from_secs(30);
     let mut busy = BusyPolicy::default();
     let members = u32::try_from(shared.membership().count()).unwrap_or(u32::MAX);
-    busy.waits.min = busy
-        .waits
-        .min
-        .max(BUSY_TIME_PER_MEMBER.saturating_mul(members));
+    let for_members = BUSY_TIME_PER_MEMBER.saturating_mul(members);
+    busy.waits.min = busy.waits.min.max(for_members);
     if members == 0 {
         busy.give_up_after = give_up_after;
     }
@@ -90,44 +93,22 @@ pub(crate) async fn ask(
     let others_may = !users_digests(request).is_empty() && shared.membership().count() > 0;
     let may_share = !request.without_manifest || !users_digests(request).is_empty();
     let warmed = may_share.then(|| warm(shared)).flatten();
-    let mut patience = at_first(shared, others_may);
-    let mut patience_for_manifest = at_first(shared, others_may);
-    meter.report(0, "the origin to answer");
-    let meter = Mutex::new(meter);
-    let tell = |wait: Duration| {
-        let text = format!(
-            "the origin, which could not answer, to be asked again in {:.1} s",
-            wait.as_secs_f64()
-        );
-        meter
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .report(0, &text);
+    let question = Question {
+        shared,
+        target,
+        others_may,
+        meter: Mutex::new(meter),
+        answered: AtomicBool::new(false),
     };
-    let probe = patience.run(
-        || async {
-            let asked = Instant::now();
-            let remote = match again {
-                false => shared.origin.probe(target).await?,
-                true => shared.origin.probe_by_get(target).await?,
-            };
-            Ok((remote, manifest_search::pace_of(asked.elapsed())))
-        },
-        tell,
-    );
+    question.tell("the origin to answer");
     let early = async {
         if request.without_manifest {
             return Ok(None);
         }
-        patience_for_manifest
-            .run(
-                || manifest_search::fetch(shared, target, &beside, warmed),
-                tell,
-            )
-            .await
+        question.manifest(&beside, warmed).await
     };
     let (remote, manifest) = tokio::join!(
-        in_time(target, others_may, probe),
+        in_time(target, others_may, question.remote(again)),
         in_time(target, others_may, early)
     );
     let mut digests = users_digests(request);
@@ -140,7 +121,7 @@ pub(crate) async fn ask(
         Err(error) => return Err(error.into()),
     };
     let (found, manifest_url) =
-        linked_manifest(shared, target, request, &remote, manifest, beside).await?;
+        linked_manifest(&question, request, &remote, manifest, beside).await?;
     let (manifest, handover) = found.unzip();
     if let Ok(remote) = &remote {
         if let Some(manifest) = &manifest {
@@ -161,6 +142,79 @@ pub(crate) async fn ask(
         warmed,
         handover: handover.flatten(),
     })
+}
+
+/// What is asked, and for whom.
+struct Question<'a> {
+    shared: &'a Shared,
+    target: &'a Target,
+    /// Whether peers can deliver without the origin.
+    others_may: bool,
+    meter: Mutex<&'a mut Meter>,
+    /// Whether the origin has said something of the file.
+    answered: AtomicBool,
+}
+
+impl Question<'_> {
+    fn tell(&self, waiting_for: &str) {
+        let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        meter.report(0, waiting_for);
+    }
+
+    async fn run<T, F>(&self, operation: impl FnMut() -> F) -> Result<T, OriginError>
+    where
+        F: Future<Output = Result<T, OriginError>>,
+    {
+        let waits = |wait: Duration| {
+            let seconds = wait.as_secs_f64();
+            self.tell(&format!(
+                "the origin, which could not answer, to be asked again in {seconds:.1} s"
+            ));
+        };
+        at_first(self.shared, self.others_may)
+            .run(operation, waits)
+            .await
+    }
+
+    /// What the origin says of the file, and how fast.
+    async fn remote(&self, again: bool) -> Result<(Remote, OriginPace), OriginError> {
+        let origin = &self.shared.origin;
+        self.run(|| async {
+            let asked = Instant::now();
+            let remote = match again {
+                false => origin.probe(self.target).await?,
+                true => origin.probe_by_get(self.target).await?,
+            };
+            self.answered.store(true, Ordering::Relaxed);
+            Ok((remote, manifest_search::pace_of(asked.elapsed())))
+        })
+        .await
+    }
+
+    /// The manifest at `url`.
+    async fn manifest(
+        &self,
+        url: &Url,
+        warmed: Option<Instant>,
+    ) -> Result<Option<Found>, OriginError> {
+        let alone = AtomicU32::new(0);
+        self.run(|| async {
+            let found = manifest_search::fetch(self.shared, self.target, url, warmed).await;
+            let Some(error) = found.as_ref().err().filter(|error| error.is_busy()) else {
+                return found;
+            };
+            // Has it no room, or none for this?
+            if self.answered.load(Ordering::Relaxed)
+                && self.shared.origin.probe(self.target).await.is_ok()
+                && alone.fetch_add(1, Ordering::Relaxed) + 1 >= MANIFEST_REFUSED_ALONE
+            {
+                tracing::warn!(%error, "the manifest is refused, the file is not: it is fetched without");
+                return Ok(None);
+            }
+            found
+        })
+        .await
+    }
 }
 
 /// Begins connections to the others of a small branch, which are there when the origin has answered; and when that was.
@@ -201,8 +255,7 @@ async fn in_time<T>(
 
 /// A `Link` header that names another place counts before the file beside.
 async fn linked_manifest(
-    shared: &Shared,
-    target: &Target,
+    question: &Question<'_>,
     request: &GetRequest,
     remote: &Result<Remote, OriginError>,
     early: Result<Option<Found>, OriginError>,
@@ -213,11 +266,7 @@ async fn linked_manifest(
         .ok()
         .and_then(|remote| remote.manifest_link.clone());
     let (found, url) = match link.filter(|link| !request.without_manifest && *link != beside) {
-        Some(link) => {
-            let fetch = || manifest_search::fetch(shared, target, &link, None);
-            let found = at_first(shared, false).run(fetch, |_| {}).await?;
-            (found, link)
-        }
+        Some(link) => (question.manifest(&link, None).await?, link),
         None => match early {
             Ok(found) => (found, beside),
             // The manifest is a help, not a condition: without it the file still comes.

@@ -30,10 +30,9 @@ const TURNS_IN_A_WAIT: u32 = 4;
 impl Planner {
     /// The origin's answer to `run` has ended; what did not arrive is open again.
     pub fn handle_origin_run_ended(&mut self, now: Instant, run: SegmentRange) {
-        let early = self.origin.is_early(run);
         let freed = self.origin.end(run);
         if freed.is_empty() {
-            self.origin.room.run_ended_well(early);
+            self.origin.room.run_ended_well();
         }
         self.reopen(freed);
         self.plan(now);
@@ -63,8 +62,10 @@ impl Planner {
             }
             // One of several that failed for the same reason, which has been dealt with.
             (RunFailure::NoRanges, OriginAccess::WholeFileOnly | OriginAccess::Closed) => {}
-            // It is next, and keeps its lease.
-            (RunFailure::Busy { .. }, _) if early => self.origin.room.refused_early(),
+            // Its lease is kept: it is next.
+            (RunFailure::Busy { retry_after }, _) if early && retry_after.is_zero() => {
+                self.origin.room.refused_early(in_flight);
+            }
             (RunFailure::Busy { retry_after }, _) => {
                 let random = self.rng.random();
                 let room = &mut self.origin.room;
@@ -278,8 +279,8 @@ impl Planner {
         for index in &owed {
             self.open.remove(*index);
         }
-        let owed_bytes = owed.iter().map(|i| u64::from(self.length(*i))).sum();
-        self.origin.begin(now, run, owed, owed_bytes, right);
+        let bytes_to_come = run.iter().map(|i| u64::from(self.length(i))).sum();
+        self.origin.begin(now, run, owed, bytes_to_come, right);
         self.actions.push_back(Action::FetchFromOrigin { run });
     }
 

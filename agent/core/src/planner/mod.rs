@@ -410,7 +410,7 @@ impl Planner {
         let from_others = match source {
             Source::Peer(peer) => {
                 self.peers.arrived(now, peer, index, length);
-                self.origin.disown(index, length);
+                self.origin.disown(index);
                 true
             }
             Source::Origin => self.origin.arrived(now, index, length) == Some(Right::Leased),

@@ -20,6 +20,9 @@ const RUN_SECONDS: u64 = 4;
 /// better. The origin's own retries have had several turns by then.
 const RUN_STALL: Duration = Duration::from_secs(10);
 
+/// A lease is held in reserve for no longer than this, if the origin stays as fast: a steward gives it to another after 20 s.
+const RESERVES_FOR: Duration = Duration::from_secs(5);
+
 /// See [`OriginPlan::bytes_per_sec_at_least`].
 const EXPECTED_AT_LEAST: u64 = 4;
 
@@ -49,7 +52,8 @@ pub(super) struct OriginPlan {
 #[derive(Debug)]
 struct SegmentRun {
     owed: BTreeSet<SegmentIndex>,
-    owed_bytes: u64,
+    /// The origin sends so many bytes more of it, owed or not.
+    bytes_to_come: u64,
     right: Right,
     /// Whether it was asked for before there was room.
     early: bool,
@@ -125,26 +129,37 @@ impl OriginPlan {
             && self.measured > 0
             && self.runs.len() == self.room.limit()
             && self.room.may_be_early();
-        if !may_be {
-            return None;
-        }
-        let sent_by = |run: &SegmentRun| {
-            let micros = run.owed_bytes.saturating_mul(1_000_000) / self.measured;
-            let sent_by = run.progress + Duration::from_micros(micros);
-            // A request that was just made is under way for the same time, too.
-            let before = run.has_begun.then(|| sent_by.checked_sub(self.round_trip));
-            before.flatten().unwrap_or(sent_by)
-        };
-        self.runs.values().map(sent_by).min()
+        let first_sent = || self.runs.values().map(|run| self.sent_by(run)).min();
+        may_be.then(first_sent).flatten()
     }
 
-    /// How many leases are of use by now: one for each run, and where there is room for few, one that waits until a leased run
-    /// ends.
+    /// When the origin is expected to have sent a run, as far as this member can tell: what it sends then is here a round trip
+    /// after that of which it heard at once.
+    fn sent_by(&self, run: &SegmentRun) -> Instant {
+        let in_flight = u64::try_from(self.runs.len()).unwrap_or(u64::MAX);
+        let bytes = run.bytes_to_come.saturating_mul(in_flight);
+        let micros = bytes.saturating_mul(1_000_000) / self.bytes_per_sec().max(1);
+        let all_here = run.progress + Duration::from_micros(micros);
+        // Of a run that has not begun nothing was heard: its request is under way for the same time, too.
+        let before = run
+            .has_begun
+            .then(|| all_here.checked_sub(self.round_trip))
+            .flatten();
+        before.unwrap_or(all_here)
+    }
+
+    /// How many leases are of use by now: one for each run, and where there is room for few, one in reserve when a leased run is
+    /// soon to end.
     pub(super) fn leases_at(&self, now: Instant) -> usize {
-        let waits = self.room.is_less() && self.own_runs() < self.runs.len();
+        let ends_soon = |run: &SegmentRun| {
+            run.right == Right::Leased && self.sent_by(run) <= now + RESERVES_FOR
+        };
+        let reserves = self.access == OriginAccess::Ranges
+            && self.room.is_limited()
+            && self.runs.values().any(ends_soon);
         match self.limit_at(now) {
             0 => 0,
-            limit => limit + usize::from(waits),
+            limit => limit + usize::from(reserves),
         }
     }
 
@@ -215,11 +230,14 @@ impl OriginPlan {
             // What is there already passes, too, where the whole is sent.
             if range.contains(index) {
                 run.progress = now;
+                run.bytes_to_come = run.bytes_to_come.saturating_sub(u64::from(length));
+                if run.early && !run.has_begun {
+                    self.room.came_early();
+                }
+                run.has_begun = true;
             }
             if run.owed.remove(&index) {
                 right = Some(run.right);
-                run.owed_bytes = run.owed_bytes.saturating_sub(u64::from(length));
-                run.has_begun = true;
             }
         }
         let started = *self.started.get_or_insert(now);
@@ -234,11 +252,9 @@ impl OriginPlan {
     }
 
     /// A segment has come from elsewhere.
-    pub(super) fn disown(&mut self, index: SegmentIndex, length: u32) {
+    pub(super) fn disown(&mut self, index: SegmentIndex) {
         for run in self.runs.values_mut() {
-            if run.owed.remove(&index) {
-                run.owed_bytes = run.owed_bytes.saturating_sub(u64::from(length));
-            }
+            run.owed.remove(&index);
         }
     }
 
@@ -248,7 +264,7 @@ impl OriginPlan {
         now: Instant,
         run: SegmentRange,
         owed: BTreeSet<SegmentIndex>,
-        owed_bytes: u64,
+        bytes_to_come: u64,
         right: Right,
     ) {
         let idle = self.last.is_none_or(|last| last + IDLE_GAP < now);
@@ -259,7 +275,7 @@ impl OriginPlan {
         }
         let run_state = SegmentRun {
             owed,
-            owed_bytes,
+            bytes_to_come,
             right,
             early: self.runs.len() >= self.room.limit(),
             told: false,
@@ -269,9 +285,10 @@ impl OriginPlan {
         self.runs.insert(run, run_state);
     }
 
-    /// Whether the run was asked for before there was room.
+    /// Whether the run was asked for before there was room, and nothing of it has come.
     pub(super) fn is_early(&self, run: SegmentRange) -> bool {
-        self.runs.get(&run).is_some_and(|run| run.early)
+        let early = |run: &SegmentRun| run.early && !run.has_begun;
+        self.runs.get(&run).is_some_and(early)
     }
 
     /// A run has ended: what it still owed.

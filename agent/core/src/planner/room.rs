@@ -37,6 +37,8 @@ pub(super) struct Room {
     rested: Duration,
     /// Nothing is asked of it before.
     rests_until: Option<Instant>,
+    /// Whether it has said when to ask again: it wants to be asked then, and not when there may be room.
+    says_when: bool,
     /// How often in a row it has refused a run that was asked for early.
     early_refused: u32,
     /// It has, and the run that was to end has not ended since.
@@ -51,6 +53,7 @@ impl Room {
             refusals: 0,
             rested: Duration::ZERO,
             rests_until: None,
+            says_when: false,
             early_refused: 0,
             waits_for_end: false,
         }
@@ -61,15 +64,18 @@ impl Room {
         self.limit
     }
 
-    /// Whether it has refused some.
-    pub(super) fn is_less(&self) -> bool {
+    /// Whether it takes fewer than are asked for at first.
+    pub(super) fn is_limited(&self) -> bool {
         self.limit < RUNS_IN_FLIGHT
     }
 
     /// Whether a run may be asked for while the one before it is on its last way here: what is gone between two requests, a
     /// round trip, is as much as a quarter of the time of short ones.
     pub(super) fn may_be_early(&self) -> bool {
-        self.is_less() && !self.waits_for_end && self.early_refused < MOST_EARLY_REFUSED
+        self.is_limited()
+            && !self.says_when
+            && !self.waits_for_end
+            && self.early_refused < MOST_EARLY_REFUSED
     }
 
     /// A run was given up after all its retries, while so many others are in flight. They may still come, if no more are asked
@@ -92,6 +98,7 @@ impl Room {
     ) -> bool {
         self.limit = in_flight.max(1);
         self.ended_well = 0;
+        self.says_when |= !asked.is_zero();
         let mut rest = asked.min(REFUSED_RESTS.max);
         if in_flight == 0 {
             rest = REFUSED_RESTS.delay(self.refusals, random).max(asked);
@@ -105,10 +112,15 @@ impl Room {
         goes_on
     }
 
-    /// A run was refused that was asked for early: it is asked for again when the one before has ended.
-    pub(super) fn refused_early(&mut self) {
+    /// A run was refused that was asked for early, while so many others are in flight: there is room when one of them has ended.
+    pub(super) fn refused_early(&mut self, in_flight: usize) {
         self.early_refused = self.early_refused.saturating_add(1);
-        self.waits_for_end = true;
+        self.waits_for_end = in_flight > 0;
+    }
+
+    /// A run that was asked for early is sent.
+    pub(super) fn came_early(&mut self) {
+        self.early_refused = 0;
     }
 
     /// The origin has sent something.
@@ -126,13 +138,10 @@ impl Room {
         self.waits_for_end = false;
     }
 
-    /// All of a run came, which was asked for `early` or not.
-    pub(super) fn run_ended_well(&mut self, early: bool) {
-        if early {
-            self.early_refused = 0;
-        }
+    /// A run has ended, and all of it came.
+    pub(super) fn run_ended_well(&mut self) {
         self.ended_well = self.ended_well.saturating_add(1);
-        if self.ended_well >= ONE_MORE_AFTER && self.is_less() {
+        if self.ended_well >= ONE_MORE_AFTER && self.is_limited() {
             self.limit += 1;
             self.ended_well = 0;
         }

@@ -61,9 +61,27 @@ fn all_machines_get_the_file_once_over_the_wan() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn an_origin_that_has_no_room_for_the_manifest_ever_gives_the_file_without() -> Result<()> {
+    for status in ["503", "429"] {
+        let directives = match status {
+            "503" => "location ~ branchline$ { return 503; }",
+            _ => "location ~ branchline$ { return 429; }",
+        };
+        let branch = Branch::with_agents(Setup::fast(2).origin(directives))?;
+        let file = random_bytes(71, MEBIBYTE);
+        let url = branch.publish("file.bin", &file)?;
+        let got = branch.machine(0).get(&url, &[])?;
+        got.done()?;
+        branch.machine(0).ensure_file(&got.target, &file)?;
+        println!("the manifest is answered with {status}: {:?}", got.elapsed);
+    }
+    Ok(())
+}
+
 /// Its question what is current is refused for as long as the origin is busy with the first one.
 #[test]
-fn who_comes_later_gets_the_file_as_soon_as_the_first() -> Result<()> {
+fn who_comes_later_gets_the_file_and_not_over_the_wan() -> Result<()> {
     let branch = Branch::with_agents(Setup::slow(2, RATE_BYTES_PER_SEC).origin(ONE_AT_A_TIME))?;
     let file = random_bytes(70, 64 * MEBIBYTE);
     let url = branch.publish("file.bin", &file)?;

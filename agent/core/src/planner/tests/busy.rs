@@ -141,7 +141,7 @@ fn the_next_run_is_asked_for_while_the_last_bytes_of_one_are_on_their_way() {
 }
 
 #[test]
-fn what_was_asked_for_too_early_is_asked_for_again_when_the_run_before_has_ended_and_not_three_times()
+fn what_was_asked_for_too_early_is_asked_for_again_when_the_run_before_has_ended_but_three_times_are_enough()
  {
     let mut now = Instant::now();
     let mut planner = new_planner(now, 10_000, OriginAccess::Ranges);
@@ -234,4 +234,53 @@ fn an_origin_that_gives_something_is_not_left_alone_for_as_long_as_it_says() {
     assert_eq!(until, now + Duration::from_secs(30));
     planner.handle_timeout(until);
     assert_eq!(fetches(&mut planner).len(), 1);
+}
+
+#[test]
+fn who_may_fetch_one_run_at_a_time_has_another_lease_in_reserve_and_keeps_it_when_it_asks_too_early()
+ {
+    let start = Instant::now();
+    let (mut planner, steward, runs) = lessee(start);
+    planner.handle_answer(start, steward, &grants(3, 3));
+    let refused = fetches(&mut planner);
+    planner.handle_origin_run_failed(start, refused[0], BUSY);
+    assert_eq!(fetches(&mut planner), [], "the second lease is in reserve");
+    assert!(planner.returned.is_empty());
+
+    let came = |index| (Source::Origin, SegmentIndex(index));
+    planner.handle_stored_many(start, [came(runs[0].first().0)]);
+    let now = start + Duration::from_secs(1);
+    planner.handle_stored_many(now, [came(runs[0].first().0 + 1)]);
+    let on_its_way = planner.origin.early_at().expect("one is in flight");
+    planner.handle_timeout(on_its_way);
+    let early = fetches(&mut planner);
+    assert_eq!(early, refused);
+    planner.handle_origin_run_failed(on_its_way, early[0], BUSY);
+    assert!(planner.returned.is_empty(), "it is next");
+    planner.handle_stored_many(on_its_way, runs[0].iter().map(|i| (Source::Origin, i)));
+    planner.handle_origin_run_ended(on_its_way, runs[0]);
+    assert_eq!(fetches(&mut planner), refused);
+}
+
+#[test]
+fn an_origin_that_says_when_to_ask_again_is_not_asked_early() {
+    let start = Instant::now();
+    let mut planner = new_planner(start, 1000, OriginAccess::Ranges);
+    let (_, on_its_way) = half_of_a_run_came(&mut planner, start);
+    let mut says_when = new_planner(start, 1000, OriginAccess::Ranges);
+    let runs = fetches(&mut says_when);
+    for refused in &runs[1..] {
+        let second = RunFailure::Busy {
+            retry_after: Duration::from_secs(1),
+        };
+        says_when.handle_origin_run_failed(start, *refused, second);
+    }
+    says_when.handle_stored(start, Source::Origin, runs[0].first());
+    let half = runs[0].iter().take(runs[0].count() as usize / 2).skip(1);
+    let now = start + Duration::from_secs(1);
+    says_when.handle_stored_many(now, half.map(|index| (Source::Origin, index)));
+    for (planner, asks) in [(&mut planner, 1), (&mut says_when, 0)] {
+        planner.handle_timeout(on_its_way + Duration::from_millis(1));
+        assert_eq!(fetches(planner).len(), asks);
+    }
 }

@@ -148,8 +148,8 @@ impl Table {
         (self.ledger.blocks() / BLOCKS_A_RUN).clamp(LEAST_RUNS, RUNS_IN_ALL)
     }
 
-    /// How many runs those who fetch, or are next to, would have at once, by what they say: one each, of an origin that takes no
-    /// more from them.
+    /// How many leases those who fetch, or are next to, would have at once, by what they say: one each and one in reserve, of an
+    /// origin that takes no more than one run from them.
     fn runs_wanted(&self, lessees: &BTreeSet<PeerId>) -> usize {
         let next = self.queue.iter().take(MAX_LESSEES);
         let members: BTreeSet<_> = lessees.iter().copied().chain(next).collect();
