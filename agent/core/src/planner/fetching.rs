@@ -30,8 +30,10 @@ const TURNS_IN_A_WAIT: u32 = 4;
 impl Planner {
     /// The origin's answer to `run` has ended; what did not arrive is open again.
     pub fn handle_origin_run_ended(&mut self, now: Instant, run: SegmentRange) {
+        let was_in_flight = self.origin.is_fetching(run);
         let freed = self.origin.end(run);
-        if freed.is_empty() {
+        // One that was cancelled owes nothing, and says nothing of the others.
+        if was_in_flight && freed.is_empty() {
             self.origin.room.run_ended_well();
         }
         self.reopen(freed);
@@ -50,6 +52,10 @@ impl Planner {
             return;
         }
         let early = self.origin.is_early(run);
+        if self.origin.is_own(run) && matches!(failure, RunFailure::Busy { .. }) {
+            // What is refused is no reason to ask for more.
+            self.own_runs = self.own_runs.saturating_sub(1);
+        }
         let freed = self.origin.end(run);
         self.reopen(freed);
         let in_flight = self.origin.runs_in_flight();

@@ -175,6 +175,13 @@ impl OriginPlan {
         self.runs.is_empty()
     }
 
+    /// Whether the run is fetched by this member's own right.
+    pub(super) fn is_own(&self, run: SegmentRange) -> bool {
+        self.runs
+            .get(&run)
+            .is_some_and(|run| run.right == Right::Own)
+    }
+
     pub(super) fn own_runs(&self) -> usize {
         let own = |run: &&SegmentRun| run.right == Right::Own;
         self.runs.values().filter(own).count()

@@ -284,3 +284,17 @@ fn an_origin_that_says_when_to_ask_again_is_not_asked_early() {
         assert_eq!(fetches(planner).len(), asks);
     }
 }
+
+#[test]
+fn runs_that_were_cancelled_are_no_reason_to_try_one_more() {
+    let now = Instant::now();
+    let mut planner = new_planner(now, 10_000, OriginAccess::Ranges);
+    let runs = fetches(&mut planner);
+    for refused in &runs[1..] {
+        planner.handle_origin_run_failed(now, *refused, BUSY);
+    }
+    for _ in 0..100 {
+        planner.handle_origin_run_ended(now, runs[1]);
+    }
+    assert_eq!(fetches(&mut planner), []);
+}
