@@ -133,8 +133,8 @@ impl OriginPlan {
         may_be.then(first_sent).flatten()
     }
 
-    /// When the origin is expected to have sent a run, as far as this member can tell: what it sends then is here a round trip
-    /// after that of which it heard at once.
+    /// From when on a request that leaves here is to find the run sent when it comes there: a round trip before the last byte of
+    /// the run is expected here.
     fn sent_by(&self, run: &SegmentRun) -> Instant {
         let in_flight = u64::try_from(self.runs.len()).unwrap_or(u64::MAX);
         let bytes = run.bytes_to_come.saturating_mul(in_flight);
