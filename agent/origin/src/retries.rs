@@ -8,7 +8,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::{OriginError, Retry};
 
-/// How long to keep trying. Progress starts both bounds anew.
+/// How long to keep trying. Progress starts the bounds anew, and so does a failure of the other kind, busy or not; but failures of
+/// both kinds in turns end after twice the longer [`Self::give_up_after`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// The waits between attempts.
@@ -118,16 +119,12 @@ impl Retries {
         };
         let now = Instant::now();
         let busy = self.policy.when_busy.filter(|_| error.is_busy());
-        let mut failing = self
-            .failing
-            .unwrap_or_else(|| Failing::begin(now, busy.is_some()));
-        if failing.busy != busy.is_some() {
-            let since = failing.since;
-            failing = Failing {
-                since,
-                ..Failing::begin(now, busy.is_some())
-            };
-        }
+        let first = Failing::begin(now, busy.is_some());
+        let mut failing = match self.failing {
+            Some(before) if before.busy == first.busy => before,
+            Some(Failing { since, .. }) => Failing { since, ..first },
+            None => first,
+        };
         let (wait, tries_left) = self.next_wait(now, &failing, busy, error.asks_too_often());
         failing.of_kind = failing.of_kind.saturating_add(1);
         self.failing = Some(failing);

@@ -27,7 +27,7 @@ use crate::engine::progress::Meter;
 /// what a working line needs.
 const ORIGIN_TIME_WITH_PEERS: Duration = Duration::from_secs(2);
 
-/// Who asks a busy origin again waits so long at first for each member it knows: all together ask some hundred times a second at
+/// Who asks a busy origin again waits so long at first for each member it knows: all together ask a few hundred times a second at
 /// most.
 const BUSY_TIME_PER_MEMBER: Duration = Duration::from_millis(10);
 

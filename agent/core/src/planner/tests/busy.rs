@@ -108,11 +108,15 @@ fn the_half_of_a_small_content_that_is_refused_comes_after_the_other() {
     assert_eq!(fetches(&mut planner), [range(2, 1)]);
 }
 
-/// One run of the origin's at a time, of which the first of its segments has come in a second; and when the rest is on its way.
-fn half_of_a_run_came(planner: &mut Planner, start: Instant) -> (SegmentRange, Instant) {
+/// All runs but one are refused, of which the first half comes within a second; and when the rest is on its way.
+fn half_of_a_run_came(
+    planner: &mut Planner,
+    start: Instant,
+    refusal: RunFailure,
+) -> (SegmentRange, Instant) {
     let runs = fetches(planner);
     for refused in &runs[1..] {
-        planner.handle_origin_run_failed(start, *refused, BUSY);
+        planner.handle_origin_run_failed(start, *refused, refusal);
     }
     planner.handle_stored(start, Source::Origin, runs[0].first());
     let half = runs[0].iter().take(runs[0].count() as usize / 2);
@@ -128,7 +132,7 @@ fn half_of_a_run_came(planner: &mut Planner, start: Instant) -> (SegmentRange, I
 fn the_next_run_is_asked_for_while_the_last_bytes_of_one_are_on_their_way() {
     let start = Instant::now();
     let mut planner = new_planner(start, 1000, OriginAccess::Ranges);
-    let (_, on_its_way) = half_of_a_run_came(&mut planner, start);
+    let (_, on_its_way) = half_of_a_run_came(&mut planner, start, BUSY);
     assert_eq!(fetches(&mut planner), []);
     planner.handle_timeout(on_its_way - Duration::from_millis(10));
     assert_eq!(fetches(&mut planner), []);
@@ -145,7 +149,7 @@ fn what_was_asked_for_too_early_is_asked_for_again_when_the_run_before_has_ended
  {
     let mut now = Instant::now();
     let mut planner = new_planner(now, 10_000, OriginAccess::Ranges);
-    let (mut run, on_its_way) = half_of_a_run_came(&mut planner, now);
+    let (mut run, on_its_way) = half_of_a_run_came(&mut planner, now, BUSY);
     now = on_its_way + Duration::from_millis(1);
     for _ in 0..3 {
         planner.handle_timeout(now);
@@ -265,23 +269,14 @@ fn who_may_fetch_one_run_at_a_time_has_another_lease_in_reserve_and_keeps_it_whe
 #[test]
 fn an_origin_that_says_when_to_ask_again_is_not_asked_early() {
     let start = Instant::now();
-    let mut planner = new_planner(start, 1000, OriginAccess::Ranges);
-    let (_, on_its_way) = half_of_a_run_came(&mut planner, start);
-    let mut says_when = new_planner(start, 1000, OriginAccess::Ranges);
-    let runs = fetches(&mut says_when);
-    for refused in &runs[1..] {
-        let second = RunFailure::Busy {
-            retry_after: Duration::from_secs(1),
+    for (seconds, asks) in [(0, 1), (1, 0)] {
+        let mut planner = new_planner(start, 1000, OriginAccess::Ranges);
+        let refusal = RunFailure::Busy {
+            retry_after: Duration::from_secs(seconds),
         };
-        says_when.handle_origin_run_failed(start, *refused, second);
-    }
-    says_when.handle_stored(start, Source::Origin, runs[0].first());
-    let half = runs[0].iter().take(runs[0].count() as usize / 2).skip(1);
-    let now = start + Duration::from_secs(1);
-    says_when.handle_stored_many(now, half.map(|index| (Source::Origin, index)));
-    for (planner, asks) in [(&mut planner, 1), (&mut says_when, 0)] {
+        let (_, on_its_way) = half_of_a_run_came(&mut planner, start, refusal);
         planner.handle_timeout(on_its_way + Duration::from_millis(1));
-        assert_eq!(fetches(planner).len(), asks);
+        assert_eq!(fetches(&mut planner).len(), asks, "Retry-After {seconds}");
     }
 }
 
